@@ -1,0 +1,98 @@
+"""One training step of the default models beside the reference package's, in turns.
+
+    python benchmarks/train_step.py [--segment 2] [--batch-size 1] [--rounds 7] [--device cuda]
+
+A step is forward, l1 loss, backward and Adam, in fp32, on the same inputs from the same weights.
+Both sides of a round follow each other, so that a change in the machine's mood hits both; figures
+are medians of the rounds after the first, and the ratio is of those medians.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import demucs
+import torch
+from demucs.demucs import Demucs as ReferenceDemucs
+from demucs.hdemucs import HDemucs as ReferenceHDemucs
+from machine import describe
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from demucs_lightning.models import Demucs, HDemucs
+
+SOURCES = ["drums", "bass", "other", "vocals"]
+# The training configuration (conf/model), which differs from the constructors in these.
+MODELS = {
+    "Demucs": (Demucs, ReferenceDemucs, {"normalize": False}),
+    "HDemucs": (HDemucs, ReferenceHDemucs, {"dconv_init": 1e-3}),
+}
+
+
+def training_step(model: nn.Module, mixture: Tensor, stems: Tensor) -> Callable[[], float]:
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = F.l1_loss(model(mixture), stems)
+        loss.backward()
+        optimizer.step()
+        return loss.item()  # waits for the device
+
+    return step
+
+
+def in_turns(steps: list[Callable[[], float]], rounds: int) -> tuple[list[float], list[float]]:
+    """Median seconds and last loss of every step; the first round warms up."""
+    seconds: list[list[float]] = [[] for _ in steps]
+    losses = [0.0 for _ in steps]
+    for _ in range(rounds + 1):
+        for index, step in enumerate(steps):
+            start = time.perf_counter()
+            losses[index] = step()
+            seconds[index].append(time.perf_counter() - start)
+    return [statistics.median(s[1:]) for s in seconds], losses
+
+
+def compare(name: str, args: argparse.Namespace) -> str:
+    own_class, reference_class, kwargs = MODELS[name]
+    torch.manual_seed(0)
+    reference = reference_class(SOURCES, **kwargs).to(args.device)
+    own = own_class(SOURCES, **kwargs).to(args.device)
+    own.load_state_dict(reference.state_dict())
+    length = int(args.segment * 44100)
+    stems = torch.randn(args.batch_size, len(SOURCES), 2, length, device=args.device)
+    mixture = stems.sum(1)
+    with FlopCounterMode(display=False) as counter:
+        F.l1_loss(own(mixture), stems).backward()
+    flops = counter.get_total_flops()
+    sides = [training_step(own, mixture, stems), training_step(reference, mixture, stems)]
+    (ours, theirs), losses = in_turns(sides, args.rounds)
+    return (
+        f"{name:<8}  {ours:8.3f} s a step, reference {theirs:8.3f} s, ratio {theirs / ours:.2f}; "
+        f"{flops / 1e9:.0f} GFLOP counted, {flops / ours / 1e9:.0f} GFLOP/s; "
+        f"losses after {args.rounds + 1} steps {losses[0]:.5f} and {losses[1]:.5f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--segment", type=float, default=2.0, help="seconds of an example")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    print(describe(args.device, demucs))
+    print(f"examples  batches of {args.batch_size} x {args.segment} s stereo, fp32, {args.device}")
+    for name in args.models:
+        print(compare(name, args), flush=True)
+
+
+if __name__ == "__main__":
+    main()
