@@ -102,12 +102,13 @@ class LocalState(nn.Module):
             conv(x).view(batch, self.heads, -1, length)
             for conv in (self.query, self.key, self.content)
         )
-        steps = torch.arange(length, device=x.device)
+        exact = torch.promote_types(x.dtype, torch.float32)  # half precision can't count to 300
+        steps = torch.arange(length, device=x.device, dtype=exact)
         distance = (steps[:, None] - steps).abs()
         scores = queries.transpose(2, 3) @ keys / math.sqrt(channels // self.heads)
         scores = scores - self._slopes(x)[..., None] * distance
         scores = scores.masked_fill(distance == 0, self.SELF_SCORE)
-        attended = content @ scores.softmax(dim=-1).transpose(2, 3)
+        attended = content @ scores.softmax(dim=-1).to(content.dtype).transpose(2, 3)
         return x + self.proj(attended.reshape(batch, channels, length))
 
     def _slopes(self, x: Tensor) -> Tensor:
