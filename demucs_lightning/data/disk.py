@@ -1,0 +1,89 @@
+"""What `download` and `archive` share: locks, room on the disk, writing, progress.
+
+Contract: a full disk is an `OSError` of one sentence that says how much room is missing and where.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+
+from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: two processes at once are then the user's to avoid
+    fcntl = None
+
+log = logging.getLogger(__name__)
+
+CHUNK = 1 << 20  # bytes read or written at once
+FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process is busy in `folder`; a process that dies gives the lock up."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("another process is setting up %s: waiting for it", folder)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:  # a network file system without locks
+            log.warning("%s can't be locked (%s): set it up from one process only", folder, error)
+        yield
+    finally:
+        os.close(handle)
+
+
+def check_space(folder: Path, needed: int, *, purpose: str) -> None:
+    """Raise `OSError` unless the disk of `folder` has room for `needed` bytes."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{folder} has {amount(free)} free, but {amount(needed)} are needed to {purpose}"
+        )
+
+
+def write(file: FileIO, chunk: bytes, *, missing: int) -> None:
+    """Write all of `chunk` to an unbuffered file, which is to grow by `missing` bytes in all."""
+    view = memoryview(chunk)
+    try:
+        while view:
+            view = view[file.write(view) :]
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(
+            f"the disk is full: {file.name} needs another {amount(missing)}; "
+            "make room and run it again"
+        ) from error
+
+
+def progress(total: int, what: str, *, done: int = 0) -> tqdm:
+    """A bar in bytes, with speed and time left; on a terminal only."""
+    return tqdm(
+        total=total, initial=done, desc=what, unit="B", unit_scale=True, leave=False, disable=None
+    )
+
+
+def size_of(path: Path) -> int:
+    """Bytes of the file; 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def amount(size: int) -> str:
+    """`size` bytes for people: 22.7 GB, 3.1 MB, 12 bytes."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} bytes"
