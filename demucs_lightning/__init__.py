@@ -1,5 +1,22 @@
-"""Training, scoring and running Demucs music source separation models."""
+"""Training, scoring and running Demucs music source separation models.
 
-from demucs_lightning.models import Demucs, HDemucs
+The public names are imported when they are first used, so that a command can say how torch is to
+be loaded, and its help costs no second.
+"""
 
-__all__ = ["Demucs", "HDemucs"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from demucs_lightning.models import Demucs, HDemucs
+    from demucs_lightning.pretrained import load_model
+
+__all__ = ["Demucs", "HDemucs", "load_model"]
+
+_HOME = {"Demucs": "models", "HDemucs": "models", "load_model": "pretrained"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,180 @@
+"""Checkpoints: written whole or not at all, between two steps, and on the way out."""
+
+import logging
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from demucs_lightning.callbacks.finite import NonFiniteLoss
+
+log = logging.getLogger(__name__)
+
+
+class AtomicIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a kill or a full disk leaves the former file as
+    it was.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(target.name + ".part")
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+        except RuntimeError as error:  # torch's, of a write that failed
+            reason = error.__context__
+            if isinstance(reason, OSError):
+                raise OSError(reason.errno, reason.strerror, str(target)) from error
+            raise
+        finally:
+            part.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> Any:
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+class Checkpoints(Checkpoint):
+    """Keeps ``last.ckpt`` and ``best.ckpt``, the one of the greatest (or least, by ``mode``)
+    ``monitor``, in ``folder``.
+
+    ``last.ckpt`` is written after validation, at the end of an epoch and of training, every
+    ``every_n_steps`` steps and ``every_n_minutes`` minutes (0: don't), on SIGTERM or the first
+    Ctrl-C, and when an exception ends the run; always between two steps, so that the run can
+    continue as if it had not stopped.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        monitor: str = "valid/nsdr",
+        mode: str = "max",
+        every_n_steps: int = 0,
+        every_n_minutes: float = 0.0,
+    ) -> None:
+        if mode not in ("max", "min"):
+            raise ValueError(f"checkpoint.mode is {mode!r}: it must be max or min.")
+        self.last, self.best = Path(folder) / "last.ckpt", Path(folder) / "best.ckpt"
+        self.monitor, self.sign = monitor, 1 if mode == "max" else -1
+        self.every_n_steps, self.seconds = every_n_steps, every_n_minutes * 60
+        self.best_score, self.best_path = -math.inf, ""
+        self.saved: Any = None
+        self.saved_at = time.monotonic()
+        self.handlers: dict[int, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "best_path": self.best_path}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best_score, self.best_path = state["best_score"], state["best_path"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.saved, self.saved_at = pl_module.position, time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.handlers[number] = signal.signal(number, lambda n, _: self._stop(trainer, n))
+
+    def _stop(self, trainer: Any, number: int) -> None:
+        if trainer.received_sigterm:
+            raise KeyboardInterrupt
+        trainer._signal_connector.received_sigterm = True  # raises SIGTERMException after this step
+        log.info("Stopping after this step ...")
+        if trainer.strategy.launcher is not None and number == signal.SIGTERM:
+            trainer.strategy.launcher.kill(number)
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Lightning counts the step twice for the loggers if the run continued at a validation.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        by_step = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        if by_step or self._is_time(trainer, batch_idx):
+            self.save(trainer, pl_module)
+
+    def _is_time(self, trainer: Any, batch_idx: int) -> bool:
+        due = 0 < self.seconds < time.monotonic() - self.saved_at
+        if trainer.world_size == 1 or not self.seconds:
+            return due
+        # All processes must agree, which costs too much to do at every step.
+        return batch_idx % 50 == 0 and bool(trainer.strategy.broadcast(due))
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.received_sigterm:
+            raise SIGTERMException
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None:
+            known = ", ".join(key for key in trainer.callback_metrics if key.startswith("valid"))
+            raise ValueError(f"checkpoint.monitor is {self.monitor!r}: it must be one of {known}.")
+        score = self.sign * float(value)
+        if better := score > self.best_score:
+            self.best_score, self.best_path = score, str(self.best.absolute())
+        self._save(trainer, pl_module, self.best if better else self.last)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.save(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.save(trainer, pl_module)
+        self._restore_handlers()
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._restore_handlers()
+        alone = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
+        begun = self.saved is not None and pl_module.position is not None
+        if begun and alone and not isinstance(exception, NonFiniteLoss):
+            try:
+                self.save(trainer, pl_module)
+            except (OSError, NonFiniteLoss):  # what ends the run is to be told, not this
+                log.exception("%s was not written", self.last)
+
+    def _restore_handlers(self) -> None:
+        while self.handlers:
+            signal.signal(*self.handlers.popitem())
+
+    def save(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write ``last.ckpt`` unless it is up to date."""
+        if pl_module.position != self.saved:
+            self._save(trainer, pl_module, self.last)
+
+    def _save(self, trainer: Trainer, pl_module: Any, path: Path) -> None:
+        weights = pl_module.state_dict().items()
+        if broken := [name for name, value in weights if not value.isfinite().all()]:
+            raise NonFiniteLoss(f"{broken[0]} is no longer finite: {path} stays as it was.")
+        trainer.save_checkpoint(path)
+        if path != self.last and trainer.is_global_zero:
+            _link(path, self.last)
+        self.saved, self.saved_at = pl_module.position, time.monotonic()
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make ``target`` the same file as ``source``, or a copy where the file system has no links."""
+    part = target.with_name(target.name + ".part")
+    part.unlink(missing_ok=True)
+    try:
+        part.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, part)
+    part.replace(target)

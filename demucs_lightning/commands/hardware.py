@@ -1,0 +1,50 @@
+"""What a run computes on: ``gpus`` and ``trainer.precision`` in the words of Lightning."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+
+
+def devices(gpus: int | Sequence[int]) -> dict[str, Any]:
+    """``accelerator`` and ``devices`` of lightning.Trainer; the CPU on a machine without a GPU.
+
+    Raises ValueError, saying what exists, for a GPU that does not.
+    """
+    wanted = list(range(gpus)) if isinstance(gpus, int) else list(gpus)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count and torch.backends.mps.is_available() and wanted:
+        return {"accelerator": "mps", "devices": 1}
+    if not count or not wanted:
+        return {"accelerator": "cpu", "devices": 1}
+    if missing := [index for index in wanted if index >= count]:
+        raise ValueError(
+            f"gpus={gpus}: there is no GPU {missing[0]}, this machine has {_named(count)}."
+        )
+    return {"accelerator": "gpu", "devices": wanted}
+
+
+def precision(value: str | int, accelerator: str) -> str:
+    """Lightning's name for 16, bf16, 32 or 64; the CPU has no mixed fp16 and takes bf16 instead."""
+    name = PRECISIONS.get(str(value), str(value))
+    if name not in PRECISIONS.values():
+        raise ValueError(f"trainer.precision is {value!r}: it must be 16, bf16, 32 or 64.")
+    return "bf16-mixed" if name == "16-mixed" and accelerator == "cpu" else name
+
+
+def device_name(trainer: Any) -> str:
+    """Such as ``2 x NVIDIA H200`` or ``CPU (8 threads), no GPU found``."""
+    device = trainer.strategy.root_device
+    times = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+    if device.type == "cuda":
+        return times + torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    reason = "" if torch.cuda.is_available() else ", no GPU found"
+    return f"{times}CPU ({torch.get_num_threads()} threads){reason}"
+
+
+def _named(count: int) -> str:
+    return "GPU 0 only" if count == 1 else f"GPUs 0 to {count - 1}"

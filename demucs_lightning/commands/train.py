@@ -1,0 +1,178 @@
+"""``python train.py``: trains a model, keeps the best, and scores the test set with it."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig, OmegaConf
+
+from demucs_lightning import pretrained, scores
+from demucs_lightning.callbacks import AtomicIO, FiniteGuard, Progress
+from demucs_lightning.commands import hardware, settings
+from demucs_lightning.losses import SeparationLoss
+from demucs_lightning.training import LitSeparator
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    settings.launch(train, argv)
+
+
+def train(cfg: DictConfig) -> None:
+    run(cfg, Path(HydraConfig.get().runtime.output_dir))
+
+
+def run(cfg: DictConfig, folder: Path) -> LitSeparator:
+    """Train, score the test set, and leave everything in ``folder``."""
+    quieten()
+    description = describe_model(cfg)
+    if cfg.resume_checkpoint is not None:
+        checkpoint = pretrained.read_checkpoint(cfg.resume_checkpoint)
+        pretrained.check_same_model(cfg.resume_checkpoint, checkpoint, description)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    trainer = build_trainer(cfg, folder)
+    module = build_module(cfg, description)
+    if trainer.precision == "64-true":
+        module.double()  # before a checkpoint is loaded, which Lightning would round otherwise
+    if cfg.download and "download" not in cfg.dset:
+        log.warning("download=true has no effect: %s is not downloaded", cfg.dset._target_)
+    data = instantiate(cfg.data, dset=instantiate(cfg.dset))
+    save_settings(cfg, folder / "settings.yaml")
+    fit(trainer, module, data, cfg.resume_checkpoint)
+    score_best(trainer, module, data)
+    return module
+
+
+def build_module(cfg: DictConfig, description: dict[str, Any]) -> LitSeparator:
+    optim = instantiate(cfg.optim)
+    return LitSeparator(
+        instantiate(cfg.model, _convert_="all"),
+        criterion=SeparationLoss(optim.loss, list(cfg.weights)),
+        optim=optim,
+        valid=instantiate(cfg.valid),
+        test=instantiate(cfg.test),
+        augment=instantiate(cfg.augment) if cfg.data_augmentation else None,
+        penalty=instantiate(cfg.svd),
+        emas=instantiate(cfg.ema),
+        seed=cfg.seed,
+        description=description,
+    )
+
+
+def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
+    device = hardware.devices(cfg.gpus if isinstance(cfg.gpus, int) else list(cfg.gpus))
+    accelerator = cfg.trainer.accelerator or device["accelerator"]
+    same = accelerator == device["accelerator"]
+    callbacks = [
+        FiniteGuard(),
+        LearningRateMonitor("step"),
+        instantiate(cfg.excerpt),
+        Announcement(folder),
+    ]
+    callbacks += [Progress()] if cfg.trainer.enable_progress_bar else []
+    return instantiate(
+        cfg.trainer,
+        accelerator=accelerator,
+        devices=cfg.trainer.devices or (device["devices"] if same else 1),
+        precision=hardware.precision(cfg.trainer.precision, accelerator),
+        callbacks=[*callbacks, instantiate(cfg.checkpoint, folder=str(folder))],
+        logger=instantiate(cfg.logger, save_dir=str(folder)),
+        default_root_dir=str(folder),
+        plugins=[AtomicIO()],
+        use_distributed_sampler=False,
+    )
+
+
+def fit(trainer: Trainer, module: LitSeparator, data: Any, resume: str | None) -> None:
+    try:
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    except SIGTERMException:
+        last: Any = trainer.checkpoint_callback
+        log.info("Stopped. To continue: resume_checkpoint=%s", last.last)
+        sys.exit(143)
+    except Exception:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(9)  # else the other processes wait for this one
+        raise
+
+
+def score_best(trainer: Trainer, module: LitSeparator, data: Any) -> None:
+    """Score the test set with the best candidate of the best checkpoint; with the last weights if
+    there is none.
+    """
+    if trainer.limit_test_batches == 0:
+        return
+    best: Any = trainer.checkpoint_callback
+    if best.best_path and Path(best.best_path).is_file():
+        checkpoint = pretrained.read_checkpoint(best.best_path)
+        module.model.load_state_dict(pretrained.best_weights(checkpoint))
+        log.info("Scoring the test set with %s", best.best_path)
+    trainer.test(module, datamodule=data, verbose=False)
+    log.info("%s", scores.table(module.scores))
+
+
+def describe_model(cfg: DictConfig) -> dict[str, Any]:
+    kwargs: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    return pretrained.describe(kwargs.pop("_target_"), kwargs)
+
+
+@rank_zero_only
+def save_settings(cfg: DictConfig, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+
+
+class Announcement(Callback):
+    """One line that says what trains where on what, and where to look for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        model, train_set = pl_module.model, trainer.datamodule.train_set
+        count = sum(parameter.numel() for parameter in model.parameters())
+        size = sum(value.nbytes for value in model.state_dict().values())
+        log.info(
+            "%s · %s · %s, %.1f M parameters, %.0f MB · %s: %d tracks, %d extracts · %s",
+            hardware.device_name(trainer),
+            trainer.precision,
+            type(model).__name__,
+            count / 1e6,
+            size / 1e6,
+            type(train_set).__name__,
+            len(train_set.tracks),
+            len(train_set),
+            self.folder,
+        )
+
+
+def quieten() -> None:
+    """Leave out what Lightning says about itself, and all but warnings in processes other than the
+    first.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        logging.getLogger().setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*The number of training batches.*",
+        ".*CombinedLoader.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""From a data set of tracks to batches on the device.
+
+Training batches are ``dict(stems (B, S, C, T), track)``, validation and test batches, one track
+each, ``dict(mixture (1, C, T), stems (1, S, C, T), track)``; float32, normalised by the mean and
+deviation of each track. Files are read as they are stored and converted on the device.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from demucs_lightning.data.extracts import collate, normalized
+from demucs_lightning.data.sampler import ExtractOrder
+
+
+class TrainingLoader(DataLoader):
+    """A loader that Lightning takes for resumable, which ExtractOrder is, and that notices other
+    data.
+    """
+
+    def state_dict(self) -> dict[str, int]:
+        order: Any = self.sampler
+        return {"extracts": order.size, "batch": order.batch_size * order.world, "seed": order.seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        differ = [key for key, value in self.state_dict().items() if state.get(key, value) != value]
+        if differ:
+            raise ValueError(
+                "resume_checkpoint stopped in an epoch of another order than this run's, by its "
+                f"{', '.join(differ)}: use the settings and the data of that run."
+            )
+
+
+class Share(Dataset):
+    """Every ``world``-th track of a data set from ``rank`` on, and None where others have one track
+    more.
+    """
+
+    def __init__(self, tracks: Any, rank: int, world: int) -> None:
+        self.tracks, self.rank, self.world = tracks, rank, world
+
+    def __len__(self) -> int:
+        return -(-len(self.tracks) // self.world)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | None:
+        index = index * self.world + self.rank
+        return self.tracks[index] if index < len(self.tracks) else None
+
+
+class SeparationData(LightningDataModule):
+    """Training, validation and test tracks of ``dset(subset=..., segment=...)``.
+
+    ``segment`` is in seconds, ``batch_size`` counts the extracts of one process. Data are fetched
+    and indexed by one process of a machine, in ``prepare_data``; every process then opens them in
+    ``setup``.
+    """
+
+    def __init__(
+        self,
+        dset: Callable[..., Any],
+        *,
+        segment: float,
+        batch_size: int,
+        seed: int,
+        workers: int,
+        train_subset: str,
+    ) -> None:
+        super().__init__()
+        self.dset, self.train_subset = dset, train_subset
+        self.segment, self.batch_size, self.seed, self.workers = segment, batch_size, seed, workers
+        self.train_set: Any = None
+        self.valid_set: Any = None
+        self.test_set: Any = None
+
+    def prepare_data(self) -> None:
+        if self.trainer and self.trainer.state.fn == "test":
+            self._open_test()
+        else:
+            self._open_fit()
+
+    def setup(self, stage: str) -> None:
+        if stage == "test":
+            self.test_set = self.test_set or self._open_test()
+        elif self.train_set is None:
+            self.train_set, self.valid_set = self._open_fit()
+
+    def _open_fit(self) -> tuple[Any, Any]:
+        train_set = self._open(self.train_subset, self.segment)
+        return train_set, self._open("validation", None)
+
+    def _open_test(self) -> Any:
+        return self._open("test", None)
+
+    def _open(self, subset: str, segment: float | None) -> Any:
+        opened = self.dset(subset=subset, segment=segment)
+        if "download" in getattr(self.dset, "keywords", {}):  # once is enough
+            self.dset = partial(self.dset, download=False)
+        return opened
+
+    def train_dataloader(self) -> TrainingLoader:
+        trainer, loop = self._trainer(), self._trainer().fit_loop
+        done = loop.epoch_loop.batch_progress.current.completed if loop.restarting else 0
+        order = ExtractOrder(
+            len(self.train_set),
+            self.batch_size,
+            seed=self.seed,
+            share=(trainer.global_rank, trainer.world_size),
+            position=(trainer.current_epoch, done),
+        )
+        reading = self._reading(self.workers, ahead=4)
+        return TrainingLoader(
+            self.train_set,
+            self.batch_size,
+            sampler=order,
+            drop_last=True,
+            collate_fn=collate,
+            **reading,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return self._tracks(self.valid_set)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._tracks(self.test_set)
+
+    def _tracks(self, dataset: Any) -> DataLoader:
+        share = Share(dataset, self._trainer().global_rank, self._trainer().world_size)
+        return DataLoader(share, batch_size=None, **self._reading(min(self.workers, 1), ahead=1))
+
+    def _reading(self, workers: int, *, ahead: int) -> dict[str, Any]:
+        cuda = self._trainer().strategy.root_device.type == "cuda"
+        extra = {"prefetch_factor": ahead, "persistent_workers": True} if workers else {}
+        return {"num_workers": workers, "pin_memory": cuda, **extra}
+
+    def _trainer(self) -> Any:
+        assert self.trainer is not None, "the data module needs a trainer"
+        return self.trainer
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if batch is None:
+            return None
+        stems, track = normalized(batch), batch["track"]
+        if "mixture" not in batch:
+            return {"stems": stems, "track": track}
+        mixture = (batch["mixture"] - batch["mean"]) / batch["std"]
+        return {"mixture": mixture[None], "stems": stems[None], "track": [track]}

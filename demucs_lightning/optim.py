@@ -1,0 +1,84 @@
+"""How the weights are moved, optimizer, learning rate over time, clipping, and how they are
+averaged.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from demucs_lightning.ema import ModelEMA
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adamw": AdamW}
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """The settings ``optim.*``; raises ValueError with the key of one that is out of its range."""
+
+    optim: str = "adam"
+    lr: float = 3e-4
+    betas: Sequence[float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    loss: str = "l1"
+    clip_grad: float = 0.0
+    schedule: str = "constant"
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.optim in OPTIMIZERS, f"optim.optim is {self.optim!r}: it must be adam or adamw."
+        )
+        _require(self.lr > 0, f"optim.lr is {self.lr}: it must be above 0.")
+        proper = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _require(
+            proper, f"optim.betas is {list(self.betas)}: it must be two numbers of 0 to below 1."
+        )
+        for name in ("weight_decay", "clip_grad", "warmup"):
+            value = getattr(self, name)
+            _require(value >= 0, f"optim.{name} is {value}: it must be 0 or more.")
+        _require(self.loss in ("l1", "mse"), f"optim.loss is {self.loss!r}: it must be l1 or mse.")
+        known = self.schedule in SCHEDULES
+        _require(known, f"optim.schedule is {self.schedule!r}: it must be constant or cosine.")
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        kind: Any = OPTIMIZERS[self.optim]
+        return kind(parameters, lr=self.lr, betas=tuple(self.betas), weight_decay=self.weight_decay)
+
+    def scheduler(self, optimizer: Optimizer, total: Callable[[], float]) -> LambdaLR:
+        """The learning rate by step; ``total()`` gives the steps of the run, once it began."""
+
+        def factor(step: int) -> float:
+            return self.factor(step, total() if step else math.inf)
+
+        return LambdaLR(optimizer, factor)
+
+    def factor(self, step: int, total: float) -> float:
+        """What ``lr`` is multiplied with after ``step`` of ``total`` steps."""
+        warm = min(1.0, (step + 1) / (self.warmup + 1))
+        if self.schedule == "constant" or math.isinf(total):
+            return warm
+        return warm * (1 + math.cos(math.pi * min(1.0, step / total))) / 2
+
+
+def steps_of(trainer: Any) -> float:
+    """Optimizer steps from the start of a run to its end."""
+    in_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    limits = (trainer.max_steps, in_epoch * (trainer.max_epochs or -1))
+    return min((limit for limit in limits if limit > 0), default=math.inf)
+
+
+def averages(epoch: Sequence[float] = (), batch: Sequence[float] = ()) -> dict[str, ModelEMA]:
+    """The averages that the settings ``ema.*`` ask for, by names such as ``ema_epoch_0.9``."""
+    decays = [("epoch", decay) for decay in epoch] + [("batch", decay) for decay in batch]
+    return {f"ema_{unit}_{decay}": ModelEMA(decay) for unit, decay in decays}
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ValueError(sentence)

@@ -1,0 +1,82 @@
+"""Scores of separated tracks: gathered from all processes, averaged, and as a table to read."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from torch import Tensor, distributed
+
+from demucs_lightning.metrics import new_sdr
+
+
+@dataclass(frozen=True)
+class Score:
+    """Loss and nSDR in dB per source of one track; nSDR is NaN where the track lacks the source."""
+
+    track: str
+    candidate: str
+    loss: float
+    nsdr: Mapping[str, float]
+
+
+def score_sources(stems: Tensor, estimates: Tensor, sources: Sequence[str]) -> dict[str, float]:
+    """nSDR of each source of one track, ``(1, S, C, T)`` both; NaN for a silent stem."""
+    silent = stems.abs().amax(dim=(2, 3))[0] == 0
+    values = new_sdr(stems, estimates)[0].masked_fill(silent, math.nan)
+    return dict(zip(sources, values.tolist(), strict=True))
+
+
+def gathered(scores: list[Score]) -> list[Score]:
+    """The scores of all processes, in every one of them; each process must call it."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return scores
+    parts: list[list[Score]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(parts, scores)
+    return sorted((score for part in parts for score in part), key=lambda score: score.track)
+
+
+def averages(scores: Sequence[Score]) -> dict[str, float]:
+    """``loss``, ``nsdr_<source>`` over the tracks, and ``nsdr``, their mean over the sources."""
+    means = {"loss": _mean(score.loss for score in scores)}
+    by_source = {f"nsdr_{name}": _mean(row.nsdr[name] for row in scores) for name in scores[0].nsdr}
+    return {**means, **by_source, "nsdr": _mean(by_source.values())}
+
+
+def by_candidate(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
+    """The averages of each candidate, in the order of their first scores."""
+    names = dict.fromkeys(score.candidate for score in scores)
+    return {
+        name: averages([score for score in scores if score.candidate == name]) for name in names
+    }
+
+
+def table(scores: Sequence[Score]) -> str:
+    """nSDR of every track, then median and mean over the tracks, one column per source."""
+    names = list(scores[0].nsdr)
+    rows = [(score.track, [score.nsdr[name] for name in names]) for score in scores]
+    columns = list(zip(*(values for _, values in rows), strict=True))
+    rows += [
+        (label, [kind(column) for column in columns])
+        for label, kind in (("median", _median), ("mean", _mean))
+    ]
+    width = max(len(label) for label, _ in rows)
+    lines = [f"{'nSDR (dB)':<{width}}" + "".join(f"{name:>10}" for name in (*names, "mean"))]
+    for label, values in rows:
+        lines.append(
+            f"{label:<{width}}" + "".join(f"{value:>10.2f}" for value in (*values, _mean(values)))
+        )
+    return "\n".join(lines)
+
+
+def _present(values: Iterable[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
+def _mean(values: Iterable[float]) -> float:
+    kept = _present(values)
+    return sum(kept) / len(kept) if kept else math.nan
+
+
+def _median(values: Iterable[float]) -> float:
+    return median(_present(values) or [math.nan])

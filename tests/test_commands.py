@@ -1,0 +1,147 @@
+"""The commands, as a user types them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from demucs_lightning import commands, pretrained
+from demucs_lightning.commands import test as scoring
+from demucs_lightning.commands import train as training
+
+REPOSITORY = Path(__file__).parents[1]
+LINES = [
+    "gpus=[0] model=Demucs download=True",
+    "gpus=[0] model=HDemucs download=True",
+    "batch_size=2 augment.remix.group_size=2 model=Demucs",
+    "batch_size=1 data_augmentation=False model=Demucs",
+    "batch_size=1 data_augmentation=False segment=6 model=Demucs",
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_the_five_command_lines_train_and_score(
+    line: str, tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    training.main([*line.split(), *tiny])
+    folder = tmp_path / "run"
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+    assert (folder / "best.ckpt").is_file()
+    assert OmegaConf.load(folder / "settings.yaml").samplerate == 8000
+    assert list((folder / "tensorboard").glob("events.*"))
+    text = (folder / "train.log").read_text()
+    assert "no GPU found" in text
+    assert "MusdbHQ: 3 tracks" in text
+    assert "Dan - Four" in text  # the table of the test set
+
+
+def test_training_saves_what_test_scores(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["model=Demucs", "batch_size=2", "data_augmentation=False", "segment=2"]
+    training.main([*line, "model.depth=2", "logger=csv", *tiny])
+    best = tmp_path / "run" / "best.ckpt"
+    root, out = tiny[0], f"hydra.run.dir={tmp_path}/scored"
+    scoring.main([f"resume_checkpoint={best}", root, out, "data.workers=0", "logger=csv"])
+    table = capsys.readouterr().out
+    assert [line.split()[0] for line in table.splitlines()] == [
+        "nSDR",
+        "Dan",
+        "Eve",
+        "median",
+        "mean",
+    ]
+    model = pretrained.load_model(best)
+    assert model.sources == ["drums", "bass", "other", "vocals"]
+    assert model.segment == 8  # four times the training segment
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("epocs=3", "did you mean epochs"),
+        ("model=XYZ", "choose from Demucs, DemucsV2, HDemucs"),
+        ("data_root=nowhere", "download=True"),
+        ("resume_checkpoint=nowhere.ckpt", "nowhere.ckpt does not exist"),
+        ("batch_size=3", "augment.remix.group_size=4 does not divide batch_size=3"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(
+    line: str,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        training.main([line, "logger=csv", "model.channels=4"])
+    assert stop.value.code == 1
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert error[0].startswith("error: ")
+    assert said in error[0]
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_mistake_has_no_traceback_unless_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, str(REPOSITORY / "train.py"), "gpus=foo"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    said = "gpus is foo: it must be a number of GPUs (gpus=2) or a list (gpus=[0,2])."
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"error: {said}\n")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ValueError, match="gpus is foo"):
+        training.main(command[2:])
+
+
+def test_scoring_needs_a_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        scoring.main([f"hydra.run.dir={tmp_path}"])
+    assert stop.value.code == 1
+    assert "error: test needs resume_checkpoint=PATH" in capsys.readouterr().err
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(tiny: list[str], tmp_path: Path) -> None:
+    line = ["model=Demucs", "model.depth=2", "model.resample=false", "segment=2", "logger=csv"]
+    line += ["data_augmentation=False", *tiny, "trainer.limit_val_batches=1.0", "optim.optim=adamw"]
+    training.main([*line, "batch_size=4"])
+    command = [sys.executable, str(REPOSITORY / "train.py"), *line, "batch_size=2"]
+    command += ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
+    command += [f"hydra.run.dir={tmp_path}/two"]
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=240)
+    one, two = (
+        torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("run", "two")
+    )
+    assert one["global_step"] == two["global_step"] == 2
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(value, two["state_dict"][name], rtol=1e-4, atol=1e-6)
+    metrics = [(tmp_path / name / "csv" / "metrics.csv").read_text() for name in ("run", "two")]
+    scores = [[float(x) for x in text.splitlines()[1].split(",") if x] for text in metrics]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-3, abs=1e-3)
+
+
+def test_the_command_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    commands.main(["--help"])
+    said = capsys.readouterr().out
+    assert all(f"  {name}" in said for name in commands.COMMANDS)
+    with pytest.raises(SystemExit, match="there are train, test, demo"):
+        commands.main(["fly"])
+
+
+def test_the_command_hands_on_its_arguments(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["demucs-lightning"])
+    with pytest.raises(SystemExit):
+        commands.main(["train", "epochs=abc"])
+    assert capsys.readouterr().err == "error: epochs is 'abc': it must be a whole number.\n"
