@@ -7,8 +7,6 @@ turns; then the same through a DataLoader with one worker and batches of 4. Make
 own songs: noise, 12 times 60 seconds, as 16-bit stereo WAV.
 """
 
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -18,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from machine import describe
 from torch.utils.data import DataLoader, Dataset
 
 from demucs_lightning.data import MusdbHQ, collate
@@ -102,20 +101,9 @@ def through_worker(
     return run
 
 
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def main() -> None:
     torch.set_num_threads(1)
-    print(f"machine   {cpu_model()}, {os.cpu_count()} cores, one process of one thread a side")
-    print(
-        f"versions  Python {platform.python_version()}, torch {torch.__version__}, numpy "
-        f"{np.__version__}, soundfile {soundfile.__version__} ({soundfile.__libsndfile_version__})"
-    )
+    print(describe("cpu", np, soundfile))
     with tempfile.TemporaryDirectory() as folder:
         make_songs(Path(folder))
         extracts = MusdbHQ(folder, segment=SEGMENT, shift=1)

@@ -78,7 +78,7 @@ def compare(name: str, args: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description="One training step beside the reference's.")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--segment", type=float, default=2.0, help="seconds of an example")
     parser.add_argument("--batch-size", type=int, default=1)

@@ -1,4 +1,4 @@
-"""The demo, shrunk to a few songs of seconds and two steps: its table, its stems and its picture."""
+"""The demo, shrunk to three songs of seconds and two steps: table, stems and picture."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,8 @@ def test_demo_scores_and_separates_the_real_recording(
     out = capsys.readouterr().out
 
     rows = re.findall(r"^  (\S.*?)((?: +-?\d+\.\d\d){5})$", out, flags=re.MULTILINE)
-    tables = [{name: [float(v) for v in row.split()] for name, row in rows[i : i + 4]} for i in (0, 4)]
+    values = [(name, [float(value) for value in row.split()]) for name, row in rows]
+    tables = [dict(values[:4]), dict(values[4:])]
     (mixture, stems) = demo.real_recording()
     for table in tables:
         assert table["silence"] == [0.0] * 5

@@ -6,6 +6,7 @@ picture of that recording.
 """
 
 import importlib.util
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ Song = tuple[Tensor, Tensor]  # mixture (C, T) and stems (S, C, T)
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo; further settings of the run may follow as key=value."""
     overrides = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     with explained():
         demo(overrides)
 
