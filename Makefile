@@ -7,8 +7,6 @@ STAMP := $(VENV)/.ready
 JOBS ?= 2
 PYTEST_ARGS ?=
 
-# One thread a process: small tensors only lose time to a second one. Given values are kept.
-export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
@@ -19,7 +17,7 @@ help:
 	@echo "make test    style, types and tests"
 	@echo "make lint    style and types"
 	@echo "make format  put the code into the house style"
-	@echo "make bench   data loader and training step beside their peers"
+	@echo "make bench   data loader, training step and its memory beside their peers"
 	@echo "make clean   remove the environment and the caches"
 
 setup: $(STAMP)
@@ -29,13 +27,14 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 	  { echo "make: '$(PYTHON)' is not Python 3.11, 3.12 or 3.13; say make PYTHON=python3.11, for example" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "make: '$(PYTHON)' cannot make environments; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "setting up $(VENV), which takes a few minutes, once"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(STAMP)
-	@OMP_NUM_THREADS=$(JOBS) $(BIN)/demucs-lightning demo
+	@$(BIN)/demucs-lightning demo
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -43,6 +42,8 @@ lint: $(STAMP)
 	$(BIN)/codespell
 	$(BIN)/basedpyright --pythonpath $(BIN)/python --level error
 
+# One thread for each of the JOBS processes: a second one would only stand in another's way.
+test: export OMP_NUM_THREADS ?= 1
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
@@ -53,6 +54,7 @@ format: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/loader.py
 	@$(BIN)/python benchmarks/train_step.py
+	@$(BIN)/python benchmarks/memory.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info

@@ -114,3 +114,7 @@ def write_stems(
         audio.write(folder / f"{name}.wav", track, samplerate=model.samplerate, subtype="FLOAT")
     overview(tracks, model.samplerate).savefig(folder / "picture.png", dpi=110)
     print(f"\nThe real recording, separated, and a picture of it: {folder.absolute()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -170,6 +170,7 @@ def quieten() -> None:
         ".*does not have many workers.*",
         ".*The number of training batches.*",
         ".*CombinedLoader.*",
+        ".*LeafSpec.*",
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -217,6 +217,8 @@ class MultiBandDecoder(nn.Module):
     a single bias.
     """
 
+    layers: Any  # a ModuleList of DecoderLayer
+
     def __init__(  # noqa: PLR0913
         self,
         inputs: int,
@@ -245,8 +247,7 @@ class MultiBandDecoder(nn.Module):
             limit = x.shape[2] if ratio == 1 else round(x.shape[2] * ratio)
             band, _ = layer(x[:, :, start:limit], skip[:, :, start:limit], length)
             if seam is not None:
-                bias = layer.get_parameter("conv_tr.bias")[:, None, None]
-                parts.append(seam + band[:, :, :stride] - bias)
+                parts.append(seam + band[:, :, :stride] - layer.conv_tr.bias[:, None, None])
                 band = band[:, :, stride:]
             parts.append(band[:, :, :-stride])
             seam, start = band[:, :, -stride:], limit
