@@ -24,7 +24,7 @@ from demucs_lightning.commands.train import run
 from demucs_lightning.figures import overview
 from demucs_lightning.metrics import new_sdr
 from demucs_lightning.models import SeparationModel
-from demucs_lightning.separation import Separation, normalized, separate
+from demucs_lightning.separation import Separation, normalized
 
 RECORDING = "The Easton Ellises - Falcon 69.stem.mp4"
 STREAMS = ("mixture", "drums", "bass", "other", "vocals")
@@ -48,16 +48,22 @@ def demo(overrides: Sequence[str]) -> None:
 
     torch.manual_seed(cfg.seed)
     before = instantiate(cfg.model, _convert_="all").eval()
-    rows = {"silence": silence, "the mixture itself": the_mixture, "before": separator(before)}
+    separates = instantiate(cfg.test)  # as a test set is separated
+    rows = {
+        "silence": silence,
+        "the mixture itself": the_mixture,
+        "before": normalized(partial(separates, before)),
+    }
     started = time.monotonic()
     after = run(cfg, folder).model.cpu().eval()
     minutes = (time.monotonic() - started) / 60
-    rows[f"after {minutes:.1f} minutes"] = separator(after)
+    trained = normalized(partial(separates, after))
+    rows[f"after {minutes:.1f} minutes"] = trained
 
     for title, tracks in ((f"{len(songs)} held-out songs", songs), ("real music", [recording])):
         found = {name: scores(separation, tracks) for name, separation in rows.items()}
         print(f"\n{table(title, after.sources, found)}")
-    write_stems(folder / "recording", recording[0], separator(after), after)
+    write_stems(folder / "recording", recording[0], trained, after)
 
 
 def real_recording() -> Song:
@@ -81,11 +87,6 @@ def silence(mixture: Tensor) -> Tensor:
 def the_mixture(mixture: Tensor) -> Tensor:
     """The mixture for every stem: what doing nothing scores."""
     return mixture[:, None].expand(-1, len(STREAMS) - 1, -1, -1)
-
-
-def separator(model: SeparationModel) -> Separation:
-    """A model as a function of a mixture at its natural level."""
-    return normalized(partial(separate, model, overlap=0.25))
 
 
 def scores(separation: Separation, songs: Sequence[Song]) -> list[float]:
