@@ -2,9 +2,10 @@
 
     python benchmarks/loader.py
 
-One process and one thread on each side, the same random extracts of 4 stems x 11 s in both, run in
-turns; then the same through a DataLoader with one worker and batches of 4. Makes and removes its
-own songs: noise, 12 times 60 seconds, as 16-bit stereo WAV.
+The same random extracts of 4 stems x 11 s on both sides, run in turns: first one by one in the
+process itself, then in batches of 4 from one worker, which is a thread of this project's training
+loader and a process of torch's DataLoader around the loop. Makes and removes its own songs: noise,
+12 times 60 seconds, as 16-bit stereo WAV.
 """
 
 import statistics
@@ -19,7 +20,8 @@ import torch
 from machine import describe
 from torch.utils.data import DataLoader, Dataset
 
-from demucs_lightning.data import MusdbHQ, collate
+from demucs_lightning.data import MusdbHQ
+from demucs_lightning.data.loader import read_ahead
 from demucs_lightning.data.musdb import SOURCES
 
 SAMPLERATE, SEGMENT, SONGS, SECONDS = 44100, 11, 12, 60
@@ -80,17 +82,20 @@ def directly(dataset: Dataset) -> Callable[[Sequence[int]], None]:
     return run
 
 
-def through_worker(
-    dataset: Dataset, collate_fn: Callable | None
-) -> Callable[[Sequence[int]], None]:
+def through_thread(dataset: MusdbHQ) -> Callable[[Sequence[int]], None]:
+    def run(order: Sequence[int]) -> None:
+        starts = range(0, len(order), BATCH)
+        batches = iter([list(order[start : start + BATCH]) for start in starts])
+        for _ in read_ahead(dataset.batch, batches, threads=1):
+            pass
+
+    return run
+
+
+def through_process(dataset: Dataset) -> Callable[[Sequence[int]], None]:
     order: list[int] = []
     loader = DataLoader(
-        dataset,
-        batch_size=BATCH,
-        sampler=order,
-        num_workers=1,
-        collate_fn=collate_fn,
-        persistent_workers=True,
+        dataset, batch_size=BATCH, sampler=order, num_workers=1, persistent_workers=True
     )
 
     def run(wanted: Sequence[int]) -> None:
@@ -110,7 +115,7 @@ def main() -> None:
         loop = SoundfileLoop(Path(folder), extracts)
         sides = {
             "dataset[index]": [directly(extracts), directly(loop)],
-            "one worker": [through_worker(extracts, collate), through_worker(loop, None)],
+            "one worker": [through_thread(extracts), through_process(loop)],
         }
         print(f"examples  4 stems x {SEGMENT} s of stereo at {SAMPLERATE} Hz; medians of {ROUNDS}")
         for name, contestants in sides.items():

@@ -10,44 +10,10 @@ from functools import partial
 from typing import Any
 
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
 
-from demucs_lightning.data.extracts import collate, normalized
+from demucs_lightning.data.extracts import normalized
+from demucs_lightning.data.loader import TrackLoader, TrainingLoader
 from demucs_lightning.data.sampler import ExtractOrder
-
-
-class TrainingLoader(DataLoader):
-    """A loader that Lightning takes for resumable, which ExtractOrder is, and that notices other
-    data.
-    """
-
-    def state_dict(self) -> dict[str, int]:
-        order: Any = self.sampler
-        return {"extracts": order.size, "batch": order.batch_size * order.world, "seed": order.seed}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        differ = [key for key, value in self.state_dict().items() if state.get(key, value) != value]
-        if differ:
-            raise ValueError(
-                "resume_checkpoint stopped in an epoch of another order than this run's, by its "
-                f"{', '.join(differ)}: use the settings and the data of that run."
-            )
-
-
-class Share(Dataset):
-    """Every ``world``-th track of a data set from ``rank`` on, and None where others have one track
-    more.
-    """
-
-    def __init__(self, tracks: Any, rank: int, world: int) -> None:
-        self.tracks, self.rank, self.world = tracks, rank, world
-
-    def __len__(self) -> int:
-        return -(-len(self.tracks) // self.world)
-
-    def __getitem__(self, index: int) -> dict[str, Any] | None:
-        index = index * self.world + self.rank
-        return self.tracks[index] if index < len(self.tracks) else None
 
 
 class SeparationData(LightningDataModule):
@@ -110,30 +76,18 @@ class SeparationData(LightningDataModule):
             share=(trainer.global_rank, trainer.world_size),
             position=(trainer.current_epoch, done),
         )
-        reading = self._reading(self.workers, ahead=4)
-        return TrainingLoader(
-            self.train_set,
-            self.batch_size,
-            sampler=order,
-            drop_last=True,
-            collate_fn=collate,
-            **reading,
-        )
+        pin = trainer.strategy.root_device.type == "cuda"
+        return TrainingLoader(self.train_set, order, threads=self.workers, pin=pin)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> TrackLoader:
         return self._tracks(self.valid_set)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> TrackLoader:
         return self._tracks(self.test_set)
 
-    def _tracks(self, dataset: Any) -> DataLoader:
-        share = Share(dataset, self._trainer().global_rank, self._trainer().world_size)
-        return DataLoader(share, batch_size=None, **self._reading(min(self.workers, 1), ahead=1))
-
-    def _reading(self, workers: int, *, ahead: int) -> dict[str, Any]:
-        cuda = self._trainer().strategy.root_device.type == "cuda"
-        extra = {"prefetch_factor": ahead, "persistent_workers": True} if workers else {}
-        return {"num_workers": workers, "pin_memory": cuda, **extra}
+    def _tracks(self, dataset: Any) -> TrackLoader:
+        share = (self._trainer().global_rank, self._trainer().world_size)
+        return TrackLoader(dataset, share=share, threads=min(self.workers, 1))
 
     def _trainer(self) -> Any:
         assert self.trainer is not None, "the data module needs a trainer"

@@ -10,7 +10,8 @@ import soundfile
 import torch
 
 from demucs_lightning.data import MusdbHQ
-from demucs_lightning.data.datamodule import SeparationData, Share
+from demucs_lightning.data.datamodule import SeparationData
+from demucs_lightning.data.loader import TrackLoader
 
 SOURCES = ("drums", "bass", "other", "vocals")
 
@@ -114,6 +115,6 @@ def test_a_loader_continues_where_the_trainer_is(data: SeparationData) -> None:
 
 def test_processes_share_tracks_evenly_and_none_is_left_waiting() -> None:
     tracks = ["a", "b", "c", "d", "e"]
-    shares = [list(map(Share(tracks, rank, 3).__getitem__, range(2))) for rank in range(3)]
+    shares = [list(TrackLoader(tracks, share=(rank, 3))) for rank in range(3)]
     assert shares == [["a", "d"], ["b", "e"], ["c", None]]
     assert SeparationData.on_after_batch_transfer(None, None, 0) is None  # pyright: ignore
