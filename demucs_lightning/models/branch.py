@@ -106,7 +106,8 @@ class EncoderLayer(nn.Module):
         """``inject (B, outputs, T)``, from the time branch, joins after the strided convolution."""
         if not self.plan.freq:
             x = x.flatten(1, 2) if x.dim() == 4 else x
-            x = F.pad(x, (0, -x.shape[-1] % self.plan.stride))
+            rest = -x.shape[-1] % self.plan.stride
+            x = F.pad(x, (0, rest)) if rest else x
         x = self.conv(x)
         if self.plan.empty:
             return x

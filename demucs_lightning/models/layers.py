@@ -7,6 +7,7 @@ described in "Hybrid Spectrogram and Waveform Source Separation" (Défossez, 202
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +141,7 @@ class DConv(nn.Module):
     ) -> None:
         super().__init__()
         hidden = int(channels / compress)
-        self.layers = nn.ModuleList()
+        self.layers: Any = nn.ModuleList()
         for index in range(abs(depth)):
             dilation = 2**index if depth > 0 else 1
             narrow = [
@@ -160,7 +161,11 @@ class DConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for branch in self.layers:
-            x = x + branch(x)
+            y = x
+            *inner, scale = branch
+            for layer in inner:
+                y = layer(y)
+            x = torch.addcmul(x, scale.scale[:, None], y)  # scaled and added in one pass
         return x
 
 
