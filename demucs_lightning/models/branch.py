@@ -40,6 +40,10 @@ class LayerPlan:
     dconv_mode: int  # 1: in the encoder, 2: in the decoder, 3: in both
     empty: bool = False
 
+    def __post_init__(self) -> None:
+        if self.dconv_mode not in range(4):
+            raise ValueError(f"dconv_mode is {self.dconv_mode}: it must be 0, 1, 2 or 3")
+
     def norm(self, width: int) -> nn.Module:
         return nn.GroupNorm(self.norm_groups, width) if self.norm_groups else nn.Identity()
 

@@ -153,11 +153,17 @@ def test_autocast(model, dtype):
         ({"nfft": 1000}, "125 bins are left"),
         ({"channels": 4, "dconv_attn": 0}, "multiple of 4"),
         ({"multi_freqs": [0.5], "norm_starts": 0}, "norm_starts"),
+        ({"dconv_mode": 7}, "dconv_mode is 7"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(kwargs, words):
     with pytest.raises(ValueError, match=words):
         HDemucs(**SMALL | kwargs)
+
+
+def test_demucs_refuses_an_unknown_dconv_mode():
+    with pytest.raises(ValueError, match="dconv_mode is 4: it must be 0, 1, 2 or 3"):
+        Demucs(FOUR, channels=4, dconv_mode=4)
 
 
 def test_unknown_arguments_are_refused():
