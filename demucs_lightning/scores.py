@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from torch import Tensor, distributed
 
@@ -20,10 +21,17 @@ class Score:
     nsdr: Mapping[str, float]
 
 
-def score_sources(stems: Tensor, estimates: Tensor, sources: Sequence[str]) -> dict[str, float]:
-    """nSDR of each source of one track, ``(1, S, C, T)`` both; NaN for a silent stem."""
-    silent = stems.abs().amax(dim=(2, 3))[0] == 0
-    values = new_sdr(stems, estimates)[0].masked_fill(silent, math.nan)
+def score_sources(
+    batch: Mapping[str, Any], estimates: Tensor, sources: Sequence[str]
+) -> dict[str, float]:
+    """nSDR of each source of one track, NaN for a silent one.
+
+    ``batch`` has ``stems`` (1, S, C, T), like ``estimates``, ``silent`` (S,) and ``track``, one
+    name. Raises ValueError naming the track if an estimate is not finite.
+    """
+    if not estimates.isfinite().all():
+        raise ValueError(f"The model's output for track {batch['track'][0]!r} is not finite.")
+    values = new_sdr(batch["stems"], estimates)[0].masked_fill(batch["silent"], math.nan)
     return dict(zip(sources, values.tolist(), strict=True))
 
 

@@ -131,7 +131,7 @@ class LitSeparator(LightningModule):
         with use:
             estimates = separate(self.model, mixture)
         loss = self.criterion(estimates, stems)[0].item()
-        nsdr = scores.score_sources(stems, estimates, self.model.sources)
+        nsdr = scores.score_sources(batch, estimates, self.model.sources)
         self.scores.append(scores.Score(batch["track"][0], name, loss, nsdr))
         return estimates
 

@@ -378,9 +378,34 @@ def test_averages_leave_out_sources_that_a_track_lacks(rows: list[scores.Score])
     assert means["weights"] == {"loss": 2.0, "nsdr_a": 3.0, "nsdr_b": 5.0, "nsdr": 4.0}
     assert means["ema"]["nsdr"] == 6.0
     stems = torch.stack([torch.randn(2, 100), torch.zeros(2, 100)])[None]
-    found = scores.score_sources(stems, stems * 0.9, ["a", "b"])
+    batch = {"stems": stems - 0.1, "silent": torch.tensor([False, True]), "track": ["one"]}
+    found = scores.score_sources(batch, batch["stems"] * 0.9, ["a", "b"])
     assert found["a"] == pytest.approx(20, abs=1e-3)
     assert found["b"] != found["b"]  # NaN
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_output_that_is_not_finite_is_not_a_missing_source(value: float) -> None:
+    stems = torch.randn(1, 2, 2, 100)
+    batch = {"stems": stems, "silent": torch.tensor([False, True]), "track": ["Some Song"]}
+    estimates = stems.clone()
+    estimates[0, 1, 0, 5] = value
+    message = "The model's output for track 'Some Song' is not finite"
+    with pytest.raises(ValueError, match=message):
+        scores.score_sources(batch, estimates, ["a", "b"])
+
+
+def test_validation_and_test_leave_out_silent_sources() -> None:
+    lit = module()
+    lit._trainer.testing = False
+    stems = torch.randn(1, 4, 2, 8000)
+    silent = torch.tensor([False, True, False, True])
+    batch = {"mixture": stems.sum(1), "stems": stems, "silent": silent, "track": ["one"]}
+    with torch.no_grad():
+        lit.validation_step(batch, 0)
+    (row,) = lit.scores
+    missing = [value != value for value in row.nsdr.values()]
+    assert missing == silent.tolist()
 
 
 def test_the_table_has_a_line_for_each_track(rows: list[scores.Score]) -> None:

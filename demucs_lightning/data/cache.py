@@ -21,6 +21,7 @@ from glob import escape
 from pathlib import Path
 
 from demucs_lightning import audio
+from demucs_lightning.data import disk
 
 AUDIO_CACHE = ".demucs_lightning_cache"
 CACHE_VERSION = 1  # of the copies: raise it when equal arguments would give other samples
@@ -108,7 +109,13 @@ def as_wav(folder: Path, recording: Recording, *, samplerate: int, channels: int
     steps = samples * 2**15
     exact = bool(((steps == steps.round()) & (steps >= -(2**15)) & (steps < 2**15)).all())
     copy = beside if _writable(folder) else users
-    audio.write(copy, samples, samplerate=samplerate, subtype="PCM_16" if exact else "FLOAT")
+    try:
+        audio.write(copy, samples, samplerate=samplerate, subtype="PCM_16" if exact else "FLOAT")
+    except OSError:  # libsndfile does not say that the disk is full
+        if copy.parent.is_dir():
+            needed = samples.numel() * (2 if exact else 4)
+            disk.check_space(copy.parent, needed, purpose=f"convert {recording}")
+        raise
     stem = copy.name.rsplit(".", 2)[0]
     for stale in copy.parent.glob(f"{escape(stem)}.*.wav"):
         if stale != copy:

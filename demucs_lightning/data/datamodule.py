@@ -1,8 +1,9 @@
 """From a data set of tracks to batches on the device.
 
 Training batches are ``dict(stems (B, S, C, T), track)``, validation and test batches, one track
-each, ``dict(mixture (1, C, T), stems (1, S, C, T), track)``; float32, normalised by the mean and
-deviation of each track. Files are read as they are stored and converted on the device.
+each, ``dict(mixture (1, C, T), stems (1, S, C, T), silent (S,), track)``; float32, normalised by
+the mean and deviation of each track. ``silent``, bool, says which stems are zero throughout, as
+normalising hides it. Files are read as they are stored and converted on the device.
 """
 
 from collections.abc import Callable
@@ -100,4 +101,6 @@ class SeparationData(LightningDataModule):
         if "mixture" not in batch:
             return {"stems": stems, "track": track}
         mixture = (batch["mixture"] - batch["mean"]) / batch["std"]
-        return {"mixture": mixture[None], "stems": stems[None], "track": [track]}
+        silent = (batch["stems"] == 0).flatten(1).all(1)
+        whole = {"mixture": mixture[None], "stems": stems[None]}
+        return {**whole, "silent": silent, "track": [track]}

@@ -148,6 +148,8 @@ def _home(archive: Archive, root: Path) -> Path:
 
 
 def _download(archive: Archive, root: Path) -> None:
+    for folder in (_home(archive, root) / "train", _home(archive, root) / "test"):
+        _make_way(folder)
     home = _home(archive, root)
     if (home / "train").is_dir() and (home / "test").is_dir():
         log.info("%s is in %s already", archive.title, home)
@@ -158,6 +160,17 @@ def _download(archive: Archive, root: Path) -> None:
     unpack(path, root)
     if not users_own:
         path.unlink()
+
+
+def _make_way(folder: Path) -> None:
+    """Remove an empty folder; raise FileExistsError, before the download, if it holds no track."""
+    if not folder.is_dir() or any(find_tracks(folder).values()):
+        return
+    if folder.is_symlink() or any(folder.iterdir()):
+        raise FileExistsError(
+            f"{folder} is there but holds no track: move it away, and download=True fetches it."
+        )
+    folder.rmdir()
 
 
 def _tracks(

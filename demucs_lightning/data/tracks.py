@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -26,7 +27,7 @@ from demucs_lightning.data.cache import Recording, places, writable_place
 log = logging.getLogger(__name__)
 
 INDEX = ".demucs_lightning_index.json"
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 MIXTURE = "mixture"
 STEM_MP4 = ".stem.mp4"
 STEM_MP4_STREAMS = (MIXTURE, "drums", "bass", "other", "vocals")
@@ -34,6 +35,7 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a")  # in order of preference
 # Stems of one track in a lossy format may differ by what its encoder padded (seconds).
 LOSSY_SLACK = 0.1
 LOSSLESS = (".wav", ".flac")
+BLOCK = 2**20  # frames looked at in one go
 SILENT = 1e-8  # a standard deviation below it is not divided by
 
 Files = Mapping[str, Recording]
@@ -95,8 +97,8 @@ def require_stems(found: Mapping[str, Files], sources: Sequence[str], *, folder:
 def index_tracks(folder: Path, found: Mapping[str, Files], sources: Sequence[str]) -> list[Track]:
     """Look into the tracks of `find_tracks`, or into the cached index for those that it knows.
 
-    Raises ValueError or FileNotFoundError naming the file for a stem that is truncated, empty or no
-    audio, and for stems of one track that differ in rate or length.
+    Raises ValueError or FileNotFoundError naming the file for a stem that is truncated, empty, no
+    audio, or holds NaN, and for stems of one track that differ in rate or length.
     """
     kept = {name: _kept(files, sources) for name, files in found.items()}
     cached = [_load(path) for path in places(folder, INDEX)]
@@ -189,9 +191,26 @@ def _inspect(files: Files) -> dict[str, Any]:
                 f"{file} has {found.frames} samples and {model.path.name} has "
                 f"{expected.frames}: the stems of a track must agree."
             )
+    for file in files.values():
+        _require_finite(file)
     mean, std = _statistics([files[MIXTURE]] if MIXTURE in files else list(files.values()))
     frames = min(found.frames for found in infos.values())
     return {"samplerate": expected.samplerate, "frames": frames, "mean": mean, "std": std}
+
+
+def _require_finite(file: Recording) -> None:
+    """Raise ValueError if a WAV of floats holds NaN: one that is mapped is not looked at later."""
+    samples = audio.memory_map(file.path)
+    if samples is None or samples.dtype.kind != "f":
+        return
+    for start in range(0, len(samples), BLOCK):
+        if not np.isfinite(samples[start : start + BLOCK]).all():
+            raise _unusable(file)
+
+
+def _unusable(*files: Recording) -> ValueError:
+    names = ", ".join(map(str, files))
+    return ValueError(f"NaN or infinite values in {names}: it is no usable recording.")
 
 
 def _statistics(files: Sequence[Recording]) -> tuple[float, float]:
@@ -207,6 +226,5 @@ def _statistics(files: Sequence[Recording]) -> tuple[float, float]:
     mean = total / count
     std = math.sqrt(max(squares - count * mean**2, 0) / max(count - 1, 1))
     if not math.isfinite(std):
-        names = ", ".join(str(file) for file in files)
-        raise ValueError(f"NaN or infinite values in {names}: it is no usable recording.")
+        raise _unusable(*files)
     return mean, std if std > SILENT else 1.0

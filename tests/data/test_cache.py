@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,6 +106,27 @@ def test_not_a_number_is_named(tmp_path):
     soundfile.write(tmp_path / "a" / "x.wav", wrong, 8000, subtype="FLOAT")
     with pytest.raises(ValueError, match=r"a/x\.wav holds NaN"):
         convert(tmp_path / "a" / "x.wav", channels=2)
+
+
+@pytest.mark.parametrize(
+    ("free", "message"),
+    [
+        (999, r"\.demucs_lightning_cache/a has .* free, .* to convert .*a/x\.flac"),
+        (10**9, "broken"),
+    ],
+)
+def test_a_full_disk_is_said(tmp_path, song, monkeypatch, free, message):
+    song(tmp_path / "a", ["x"], suffix=".flac")
+
+    def fail(path, samples, samplerate, **_):
+        path.write_bytes(b"half")
+        raise soundfile.SoundFileRuntimeError("broken")
+
+    monkeypatch.setattr(soundfile, "write", fail)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(OSError, match=message):
+        convert(tmp_path / "a" / "x.flac")
+    assert not [path for path in (tmp_path / AUDIO_CACHE).rglob("*") if path.is_file()]
 
 
 def test_a_truncated_original_leaves_no_copy(tmp_path, song):

@@ -9,7 +9,8 @@ import pytest
 import soundfile
 import torch
 
-from demucs_lightning.data import MusdbHQ
+from demucs_lightning import scores
+from demucs_lightning.data import FolderTracks, MusdbHQ
 from demucs_lightning.data.datamodule import SeparationData
 from demucs_lightning.data.loader import TrackLoader
 
@@ -75,6 +76,41 @@ def test_validation_batches_are_whole_normalised_tracks(
     audio = torch.from_numpy(soundfile.read(path, dtype="float32")[0].T)
     mono = audio.mean(0)
     torch.testing.assert_close(mixture[0], (audio - mono.mean()) / mono.std(), rtol=1e-4, atol=1e-4)
+
+
+def test_missing_and_silent_stems_have_no_score(tmp_path: Path) -> None:
+    noise = torch.randn(3, 8000, 2, generator=torch.Generator().manual_seed(0)).numpy() / 10 + 0.01
+    for name, stems in (("a", ("drums", "bass")), ("b", ("drums", "vocals")), ("c", SOURCES[:3])):
+        folder = tmp_path / "valid" / name
+        folder.mkdir(parents=True)
+        for stem, samples in zip(stems, noise, strict=False):
+            quiet = samples * (stem != "other")
+            soundfile.write(folder / f"{stem}.wav", quiet, 8000, subtype="PCM_16")
+    data = make(tmp_path, segment=0.5)
+    data.dset = partial(FolderTracks, tmp_path, sources=SOURCES[:3], samplerate=8000)
+    (tmp_path / "train").symlink_to(tmp_path / "valid")
+    data.setup("fit")
+    batches = [data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()]
+    silent = {batch["track"][0]: batch["silent"].tolist() for batch in batches}
+    assert silent == {
+        "valid/a": [False, False, True],
+        "valid/b": [False, True, True],
+        "valid/c": [False, False, True],
+    }
+    rows = [
+        scores.Score(
+            batch["track"][0],
+            "weights",
+            0.0,
+            scores.score_sources(batch, batch["stems"] * 0.9, SOURCES[:3]),
+        )
+        for batch in batches
+    ]
+    means = scores.averages(rows)
+    assert means["nsdr_drums"] == pytest.approx(20, abs=1e-3)
+    assert means["nsdr_bass"] == pytest.approx(20, abs=1e-3)
+    assert means["nsdr_other"] != means["nsdr_other"]  # NaN
+    assert means["nsdr"] == pytest.approx(20, abs=1e-3)
 
 
 def test_the_test_set_is_opened_by_itself(musdb_root: Path) -> None:

@@ -157,6 +157,31 @@ def test_download(tmp_path, song, serve, monkeypatch, top):
     assert Requests.seen == ["/musdb18hq.zip"], "the set was there already"
 
 
+@pytest.mark.parametrize("top", ["", "musdb18hq/"])
+@pytest.mark.parametrize("present", [("train", "test"), ("test",)])
+def test_empty_folders_are_no_set(tmp_path, song, serve, monkeypatch, top, present):
+    song(tmp_path / "A", STEMS)
+    homes = ("train/A", "test/B")
+    wanted = {f"{top}{home}/{s}.wav": tmp_path / "A" / f"{s}.wav" for home in homes for s in STEMS}
+    monkeypatch.setattr(MusdbHQ, "archive", serve("musdb18hq.zip", wanted))
+    root = tmp_path / "root"
+    for folder in present:
+        (root / folder).mkdir(parents=True)
+    assert names(MusdbHQ(root, download=True, samplerate=8000)) == ["A"]
+    assert names(MusdbHQ(root, "test", samplerate=8000)) == ["B"]
+
+
+def test_a_folder_in_the_way_is_said_before_the_download(tmp_path, song, serve, monkeypatch):
+    song(tmp_path / "A", STEMS)
+    offered = serve("musdb18hq.zip", {"train/A/drums.wav": tmp_path / "A" / "drums.wav"})
+    monkeypatch.setattr(MusdbHQ, "archive", offered)
+    (tmp_path / "root" / "test" / "note").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match=r"root/test is there but holds no track: move it"):
+        MusdbHQ(tmp_path / "root", download=True)
+    assert Requests.seen == []
+    assert (tmp_path / "root" / "test" / "note").is_dir()
+
+
 def test_a_zip_of_the_users_own_is_used_and_kept(tmp_path, song, serve, monkeypatch):
     song(tmp_path / "A", STEMS)
     wanted = {f"{h}/A/{s}.wav": tmp_path / f"A/{s}.wav" for h in ("train", "test") for s in STEMS}

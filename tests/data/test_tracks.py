@@ -123,7 +123,7 @@ def test_only_what_changed_is_indexed_anew(tmp_path, song, monkeypatch):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"version": 1}', '{"version": 1, "tracks": 3}', '{"tracks": {}}', "\xff\0"],
+    ["", "{", "[]", '{"version": 2}', '{"version": 2, "tracks": 3}', '{"tracks": {}}', "\xff\0"],
 )
 def test_a_damaged_index_is_made_anew(tmp_path, song, content):
     song(tmp_path / "a")
@@ -242,6 +242,24 @@ def test_not_a_number_is_named(tmp_path, song):
     soundfile.write(tmp_path / "a" / "mixture.wav", wrong, 8000, subtype="FLOAT")
     with pytest.raises(ValueError, match=r"NaN or infinite values in .*a/mixture\.wav"):
         index(tmp_path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_not_a_number_in_a_stem_beside_a_clean_mixture_is_named(
+    tmp_path, song, monkeypatch, mixed, value
+):
+    monkeypatch.setattr(tracks, "BLOCK", 1000)
+    song(tmp_path / "a", (*SOURCES, "mixture") if mixed else SOURCES, subtype="FLOAT")
+    assert len(index(tmp_path)) == 1
+    wrong = samples(tmp_path / "a" / "vocals.wav")
+    wrong[3999, 1] = value
+    soundfile.write(tmp_path / "a" / "vocals.wav", wrong, 8000, subtype="FLOAT")
+    os.utime(tmp_path / "a" / "vocals.wav", ns=(1, 1))
+    message = r"^NaN or infinite values in [^,]*a/vocals\.wav: it is no usable recording\.$"
+    for _ in range(2):  # and it is not in the index
+        with pytest.raises(ValueError, match=message):
+            index(tmp_path)
 
 
 def test_a_source_that_no_track_has(tmp_path, song):
