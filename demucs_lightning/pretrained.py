@@ -7,7 +7,10 @@ ever executed, and classes come from a fixed table.
 """
 
 import pickle
+import struct
+import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,12 @@ from demucs_lightning.models import Demucs, HDemucs
 
 CLASSES: dict[str, type[nn.Module]] = {"Demucs": Demucs, "HDemucs": HDemucs}
 KEY = "demucs_lightning"
+RESUMED = ("epoch", "global_step", "loops", "optimizer_states", "lr_schedulers")
+UNREADABLE = (
+    *(RuntimeError, EOFError, LookupError, OSError, ValueError, TypeError, AttributeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+UNBUILDABLE = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError)
 NOT_ARCHITECTURE = ("segment",)  # may differ between a checkpoint and the run that continues it
 
 
@@ -32,21 +41,58 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: a checkpoint (.ckpt) is expected there.")
     try:
-        checkpoint = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        zipped = zipfile.is_zipfile(path)
+        broken = _broken_part(path) if zipped else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of pickles that it then refuses
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is damaged or holds more than plain data: it was not opened."
         ) from error
-    except (RuntimeError, EOFError, KeyError, OSError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} is damaged or no checkpoint: it can't be read.") from error
+    if broken is not None:
+        raise ValueError(f"{path} is damaged: the checksum of {broken} in it is wrong.")
     described = isinstance(checkpoint, dict) and isinstance(checkpoint.get(KEY), dict)
     if not described or "state_dict" not in checkpoint:
         raise ValueError(
             f"{path} is not a checkpoint of this project: it does not say which model it is of."
         )
+    _check_structure(path, checkpoint)
     return checkpoint
+
+
+def _broken_part(path: Path) -> str | None:
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
+
+
+def _check_structure(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    state = checkpoint[KEY]
+    for key, kind in (("klass", str), ("kwargs", dict)):
+        if not isinstance(state.get(key), kind):
+            raise ValueError(f"{path} is damaged: it does not have {key} of its model.")
+    emas = state.get("emas", {})
+    averages = list(emas.values()) if isinstance(emas, dict) else [None]
+    found = [each.get("state") if isinstance(each, dict) else None for each in averages]
+    for weights in (checkpoint["state_dict"], *found):
+        whole = isinstance(weights, dict) and all(isinstance(v, Tensor) for v in weights.values())
+        if not whole:
+            raise ValueError(f"{path} is damaged: it does not have weights where they should be.")
+    if state.get("candidate") not in [None, "weights", *emas]:
+        raise ValueError(f"{path} is damaged: it does not have the weights that it calls best.")
+
+
+def check_resumable(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the file, unless the checkpoint says where training goes on."""
+    state = checkpoint[KEY]
+    missing = [key for key in RESUMED if key not in checkpoint]
+    missing += [key for key in ("position", "candidate", "emas") if key not in state]
+    if missing:
+        raise ValueError(
+            f"{path} is damaged: it does not have {missing[0]}, from which training goes on."
+        )
 
 
 def describe(klass: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,14 +126,36 @@ def check_same_model(
 def best_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state of the model as its best candidate has it."""
     state = checkpoint[KEY]
-    prefix = "model."
-    own = {
-        k.removeprefix(prefix): v
-        for k, v in checkpoint["state_dict"].items()
-        if k.startswith(prefix)
-    }
     average = state.get("emas", {}).get(state.get("candidate"), {"state": {}})
-    return {**own, **average["state"]}
+    return {**_own_weights(checkpoint), **average["state"]}
+
+
+def _own_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    prefix = "model."
+    weights = checkpoint["state_dict"].items()
+    return {k.removeprefix(prefix): v for k, v in weights if k.startswith(prefix)}
+
+
+def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Raise ValueError, naming the file, unless all weights of the checkpoint, averages too, have
+    the names and shapes of those of ``model``.
+    """
+    wanted = {name: value.shape for name, value in model.state_dict().items()}
+    own = {name: value.shape for name, value in _own_weights(checkpoint).items()}
+    wrong = [name for name in {**wanted, **own} if wanted.get(name) != own.get(name)]
+    for average in checkpoint[KEY].get("emas", {}).values():
+        wrong += [k for k, v in average["state"].items() if wanted.get(k) != v.shape]
+    if wrong:
+        raise ValueError(
+            f"{path} is damaged: its {wrong[0]} does not fit the model {checkpoint[KEY]['klass']} "
+            "that it names."
+        )
+
+
+def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Give ``model`` the best weights of the checkpoint. Raises what check_weights raises."""
+    check_weights(model, checkpoint, path)
+    model.load_state_dict(best_weights(checkpoint))
 
 
 def load_model(path: str | Path) -> nn.Module:
@@ -95,7 +163,11 @@ def load_model(path: str | Path) -> nn.Module:
 
     Raises what read_checkpoint raises, and ValueError for a class that is not in the table.
     """
-    checkpoint = read_checkpoint(path)
+    return model_of(read_checkpoint(path), path)
+
+
+def model_of(checkpoint: Mapping[str, Any], path: str | Path) -> nn.Module:
+    """As load_model, of a checkpoint that was read from ``path``."""
     klass, kwargs = checkpoint[KEY]["klass"], checkpoint[KEY]["kwargs"]
     if klass not in CLASSES:
         raise ValueError(
@@ -103,9 +175,9 @@ def load_model(path: str | Path) -> nn.Module:
         )
     try:
         model = CLASSES[klass](**kwargs)
-        model.load_state_dict(best_weights(checkpoint))
-    except (TypeError, RuntimeError) as error:
+    except UNBUILDABLE as error:
         raise ValueError(
-            f"{path} does not fit the model {klass} that it names: it is damaged."
+            f"{path} is damaged: what it says does not fit the model {klass} that it names."
         ) from error
+    load_weights(model, checkpoint, path)
     return model.eval()

@@ -1,14 +1,17 @@
 """The commands, as a user types them."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from demucs_lightning import commands, pretrained
+from demucs_lightning.commands import settings
 from demucs_lightning.commands import test as scoring
 from demucs_lightning.commands import train as training
 
@@ -89,6 +92,63 @@ def test_mistakes_end_in_one_sentence(
     assert error[0].startswith("error: ")
     assert said in error[0]
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir"])
+def test_a_folder_that_can_not_be_made(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "afile").touch()
+    flags = ["-m"] if "sweep" in key else []
+    with pytest.raises(SystemExit) as stop:
+        training.main([*flags, f"{key}={tmp_path}/afile/x"])
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: The folder {tmp_path}/afile/x can't be written (")
+    assert f"set {key} to" in line
+
+
+def test_a_missing_test_set_is_said_before_training(
+    tiny: list[str], tmp_path: Path, musdb_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "songs"
+    shutil.copytree(musdb_root, root, ignore=shutil.ignore_patterns("test"))
+    line = ["model=Demucs", *tiny, f"data_root={root}", "logger=csv"]
+    with pytest.raises(SystemExit):
+        training.main(line)
+    assert "error: No test tracks" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("command", [training, scoring])
+@pytest.mark.parametrize("part", ["kwargs", "sources", "samplerate", "weight", "position"])
+def test_a_damaged_checkpoint_is_said(
+    command: Any, part: str, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = ["model=Demucs", "model.channels=4", "model.depth=2", "data_root=nowhere"]
+    description = training.describe_model(settings.compose(shape))
+    model = pretrained.CLASSES["Demucs"](**description["kwargs"])
+    weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+    about: dict[str, Any] = {**description, "candidate": "weights", "emas": {}}
+    about["position"] = [0, 1]
+    for node in (about, about["kwargs"]):
+        node.pop(part, None)
+    if part == "weight":
+        weights.popitem()
+    rest = dict.fromkeys(pretrained.RESUMED, 0)
+    torch.save({"state_dict": weights, "demucs_lightning": about, **rest}, tmp_path / "a.ckpt")
+    line = [*shape, f"resume_checkpoint={tmp_path}/a.ckpt", f"hydra.run.dir={tmp_path}/run"]
+    with pytest.raises(SystemExit) as stop:
+        command.main([*line, "logger=csv"])
+    assert stop.value.code == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    plain = (command, part) in ((scoring, "position"), (scoring, "samplerate"))
+    if plain:  # scoring does without
+        assert "nowhere" in error
+    elif (command, part) == (training, "samplerate") or part == "sources":
+        assert "a.ckpt" in error
+    else:
+        assert f"error: {tmp_path}/a.ckpt is damaged: " in error
 
 
 def test_a_mistake_has_no_traceback_unless_asked_for(

@@ -1,13 +1,17 @@
 """Checkpoints to models; files that are missing, damaged, hostile or of something else."""
 
+import errno
+import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from demucs_lightning import pretrained
+from demucs_lightning.callbacks import AtomicIO, Checkpoints
 from demucs_lightning.models import Demucs, HDemucs
 
 KWARGS = {"sources": ["a", "b"], "channels": 4, "depth": 2, "resample": False, "segment": 8}
@@ -27,6 +31,7 @@ def checkpoint(model: Demucs) -> dict[str, Any]:
         "state_dict": {f"model.{name}": value for name, value in model.state_dict().items()},
         "demucs_lightning": {
             **DESCRIPTION,
+            "kwargs": dict(KWARGS),
             "candidate": "weights",
             "emas": {"ema_batch_0.9": {"state": average, "count": 3.0}},
         },
@@ -113,6 +118,103 @@ def test_a_file_that_contradicts_itself(
     checkpoint["demucs_lightning"]["kwargs"] = {**KWARGS, **change}
     with pytest.raises(ValueError, match="does not fit the model Demucs that it names"):
         pretrained.load_model(write(checkpoint, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file["demucs_lightning"].pop("kwargs"),
+        lambda file: file["demucs_lightning"].pop("klass"),
+        lambda file: file["demucs_lightning"].update(klass=3),
+        lambda file: file["demucs_lightning"].update(emas=[1]),
+        lambda file: file["demucs_lightning"].update(candidate="ema_batch_0.1"),
+        lambda file: file["demucs_lightning"]["emas"]["ema_batch_0.9"].pop("state"),
+        lambda file: file["demucs_lightning"]["kwargs"].pop("sources"),
+        lambda file: file["demucs_lightning"]["kwargs"].update(channels=-1),
+        lambda file: file.update(state_dict=None),
+        lambda file: file["state_dict"].update({"model.extra": torch.zeros(1)}),
+        lambda file: file["state_dict"].popitem(),
+        lambda file: file["demucs_lightning"]["emas"]["ema_batch_0.9"]["state"].update(
+            {"encoder.0.0.bias": torch.zeros(99)}
+        ),
+    ],
+)
+def test_a_file_with_a_part_missing_or_wrong(
+    checkpoint: dict[str, Any], tmp_path: Path, damage: Any
+) -> None:
+    damage(checkpoint)
+    with pytest.raises(ValueError, match=r"a\.ckpt is damaged: "):
+        pretrained.load_model(write(checkpoint, tmp_path))
+
+
+@pytest.mark.parametrize("missing", ["loops", "position"])
+def test_training_goes_on_only_from_a_whole_file(checkpoint: dict[str, Any], missing: str) -> None:
+    checkpoint |= dict.fromkeys(pretrained.RESUMED, 0)
+    checkpoint["demucs_lightning"]["position"] = [0, 1]
+    pretrained.check_resumable("a.ckpt", checkpoint)
+    checkpoint.pop(missing, None)
+    checkpoint["demucs_lightning"].pop(missing, None)
+    with pytest.raises(ValueError, match=rf"a\.ckpt is damaged: it does not have {missing}"):
+        pretrained.check_resumable("a.ckpt", checkpoint)
+
+
+def test_flipped_bits_are_noticed(
+    checkpoint: dict[str, Any], model: Demucs, tmp_path: Path
+) -> None:
+    path = write(checkpoint, tmp_path)
+    content = bytearray(path.read_bytes())
+    weight = next(iter(model.state_dict().values())).numpy().tobytes()
+    content[content.index(weight)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.ckpt is damaged: the checksum"):
+        pretrained.read_checkpoint(path)
+
+
+def test_torch_does_not_warn_of_what_is_refused(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = tmp_path / "hostile.ckpt"
+    path.write_bytes(pickle.dumps(Hostile(tmp_path / "victim"), protocol=4))
+    with pytest.raises(ValueError, match="is damaged"):
+        pretrained.read_checkpoint(path)
+    assert not recwarn.list
+
+
+class FullDisk:
+    """A file whose disk is full when it is closed."""
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def __enter__(self) -> "FullDisk":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+
+def test_a_full_disk_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Path, "open", lambda *_: FullDisk())
+    path = str(tmp_path / "last.ckpt")
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        AtomicIO().save_checkpoint({"v": 1}, path)
+    assert caught.value.filename == path
+    trainer: Any = SimpleNamespace(
+        world_size=1, save_checkpoint=lambda path: AtomicIO().save_checkpoint({}, path)
+    )
+    lit = SimpleNamespace(position=(0, 1), state_dict=dict)
+    keeper = Checkpoints(tmp_path)
+    keeper.saved = (0, 0)
+    keeper.on_exception(trainer, lit, caught.value)
+    assert not caplog.records
+    keeper.on_exception(trainer, lit, RuntimeError("something else"))
+    assert [record.exc_info for record in caplog.records] == [None]
+    assert caplog.messages == [f"{path} was not written: No space left on device"]
 
 
 def test_another_architecture_is_named(checkpoint: dict[str, Any]) -> None:

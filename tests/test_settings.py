@@ -199,6 +199,20 @@ def test_defaults_are_those_of_the_design() -> None:
         ("excerpt.seconds=0", "excerpt.seconds is 0: it must be above 0."),
         ("logger=wandb", "needs the package wandb"),
         ("segment=${nothing}", "nothing"),
+        ("segment=inf", "segment is inf: it must be a finite number above 0."),
+        ("segment=nan", "segment is nan: it must be a finite number above 0."),
+        ("seed=-1", "seed is -1: it must be from 0 to 4294967295."),
+        ("seed=4294967296", "seed is 4294967296"),
+        ("test.overlap=1.5", "test.overlap is 1.5: it must be at least 0 and below 1."),
+        ("valid.overlap=-0.5", "valid.overlap is -0.5"),
+        ("test.shifts=-1", "test.shifts is -1: it must be 0 or more."),
+        ("test.shifts=1.5", "test.shifts is 1.5: it must be a whole number."),
+        ("valid.batch_size=0", "valid.batch_size is 0: it must be above 0."),
+        ("test.segment=0", "test.segment is 0: it must be above 0."),
+        ("test.segment=long", "test.segment is 'long': it must be a number."),
+        ("checkpoint.monitor=valid/sdr", "checkpoint.monitor is 'valid/sdr': it must be one of"),
+        ("trainer.accelerator=tpu", "trainer.accelerator is 'tpu': it must be one of null, cpu,"),
+        ("data_root=~/x", "Write out the path instead of ~."),
     ],
 )
 def test_what_is_not_allowed_is_said(
@@ -248,6 +262,17 @@ def test_a_gpu_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
         ValueError, match=r"gpus=\[0, 5\]: there is no GPU 5, this machine has GPUs 0 to 1"
     ):
         hardware.devices([0, 5])
+
+
+def test_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there in (True, False):
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+        assert hardware.accelerator(None, "mps") == hardware.accelerator("auto", "mps") == "mps"
+        assert hardware.accelerator("cpu", "gpu") == "cpu"
+        if there:
+            assert hardware.accelerator("cuda", "gpu") == "gpu"
+    with pytest.raises(ValueError, match=r"trainer\.accelerator is gpu: this machine has no such"):
+        hardware.accelerator("gpu", "cpu")
 
 
 def test_precisions_by_device() -> None:

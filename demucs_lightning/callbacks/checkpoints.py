@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,23 @@ class AtomicIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(target.name + ".part")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(target)
-        except RuntimeError as error:  # torch's, of a write that failed
-            reason = error.__context__
-            if isinstance(reason, OSError):
-                raise OSError(reason.errno, reason.strerror, str(target)) from error
-            raise
+        except (OSError, RuntimeError) as error:
+            # torch has a RuntimeError of its own for a write that failed.
+            reason = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(reason, OSError):
+                raise
+            raise OSError(reason.errno, reason.strerror, str(target)) from error
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
@@ -147,8 +150,10 @@ class Checkpoints(Checkpoint):
         if begun and alone and not isinstance(exception, NonFiniteLoss):
             try:
                 self.save(trainer, pl_module)
-            except (OSError, NonFiniteLoss):  # what ends the run is to be told, not this
-                log.exception("%s was not written", self.last)
+            except (OSError, NonFiniteLoss) as error:  # what ends the run is to be told, not this
+                reason = getattr(error, "strerror", None) or error
+                if reason != getattr(exception, "strerror", None):
+                    log.warning("%s was not written: %s", self.last, reason)
 
     def _restore_handlers(self) -> None:
         while self.handlers:

@@ -2,6 +2,8 @@
 build are built.
 """
 
+import math
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -27,13 +29,21 @@ ANY = (  # more than one type; what takes them says what is wrong
     "trainer.gradient_clip_val",
     "trainer.precision",
 )
-POSITIVE = ("samplerate", "segment", "epochs", "batch_size", "dset.shift")
+POSITIVE = (
+    *("samplerate", "segment", "epochs", "batch_size", "dset.shift", "model.segment"),
+    *("valid.segment", "valid.batch_size", "test.segment", "test.batch_size"),
+)
 NOT_NEGATIVE = (
     "data.workers",
     "checkpoint.every_n_steps",
     "checkpoint.every_n_minutes",
     "excerpt.every",
+    "valid.shifts",
+    "test.shifts",
 )
+SHARES = ("valid.overlap", "test.overlap")
+ACCELERATORS = (None, "cpu", "gpu", "cuda", "mps", "auto")
+MAX_SEED = 2**32 - 1
 
 
 def check_type(key: str, value: Any, default: Any) -> None:
@@ -53,15 +63,20 @@ def check_values(cfg: DictConfig) -> None:
     for keys, allowed, words in (
         (POSITIVE, lambda value: value > 0, "above 0"),
         (NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
+        (SHARES, lambda value: 0 <= value < 1, "at least 0 and below 1"),
+        (("seed",), lambda value: 0 <= value <= MAX_SEED, f"from 0 to {MAX_SEED}"),
     ):
         for key in keys:
             value = OmegaConf.select(cfg, key)
-            if value is not None and not allowed(value):
-                raise ValueError(f"{key} is {value}: it must be {words}.")
+            if value is not None:
+                _check_number(key, value, allowed, words)
     _check_sources(list(cfg.sources), list(cfg.weights))
     if cfg.audio_channels not in (1, 2):
         raise ValueError(f"audio_channels is {cfg.audio_channels}: it must be 1 or 2.")
     _check_gpus(cfg.gpus)
+    _check_choice("trainer.accelerator", cfg.trainer.accelerator, ACCELERATORS)
+    nsdr = [f"valid/nsdr_{source}" for source in cfg.sources]
+    _check_choice("checkpoint.monitor", cfg.checkpoint.monitor, ("valid/nsdr", "valid/loss", *nsdr))
     hardware.precision(cfg.trainer.precision, "gpu")
     optim = instantiate(cfg.optim)
     SeparationLoss(optim.loss, list(cfg.weights))
@@ -82,6 +97,21 @@ def check_values(cfg: DictConfig) -> None:
         raise ValueError(
             'logger=wandb needs the package wandb: pip install "demucs-lightning[wandb]".'
         )
+
+
+def _check_number(key: str, value: Any, allowed: Callable[[Any], bool], words: str) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{key} is {value!r}: it must be a number.")
+    if not math.isfinite(value):
+        raise ValueError(f"{key} is {value}: it must be a finite number {words}.")
+    if not allowed(value):
+        raise ValueError(f"{key} is {value}: it must be {words}.")
+
+
+def _check_choice(key: str, value: Any, choices: Sequence[Any]) -> None:
+    if value not in choices:
+        names = ", ".join("null" if each is None else each for each in choices)
+        raise ValueError(f"{key} is {value!r}: it must be one of {names}.")
 
 
 def _check_sources(sources: list[Any], weights: list[Any]) -> None:

@@ -26,6 +26,24 @@ def devices(gpus: int | Sequence[int]) -> dict[str, Any]:
     return {"accelerator": "gpu", "devices": wanted}
 
 
+def accelerator(wanted: str | None, found: str) -> str:
+    """Lightning's name for ``trainer.accelerator``: ``found`` unless one is ``wanted``.
+
+    Raises ValueError for one that this machine does not have.
+    """
+    if wanted in (None, "auto"):
+        return found
+    cuda = wanted in ("gpu", "cuda")
+    if (cuda and not torch.cuda.is_available()) or (
+        wanted == "mps" and not torch.backends.mps.is_available()
+    ):
+        raise ValueError(
+            f"trainer.accelerator is {wanted}: this machine has no such device, leave it out or "
+            "set it to cpu."
+        )
+    return "gpu" if cuda else str(wanted)
+
+
 def precision(value: str | int, accelerator: str) -> str:
     """Lightning's name for 16, bf16, 32 or 64; the CPU has no mixed fp16 and takes bf16 instead."""
     name = PRECISIONS.get(str(value), str(value))

@@ -10,6 +10,7 @@ import difflib
 import functools
 import inspect
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,8 @@ def _checked(argv: list[str]) -> list[str]:
         return argv
     parsed = _parsed(flags.overrides)
     compose([_first(each) for each in parsed], config_dir=flags.config_dir)
+    if not flags.cfg and not flags.info:
+        _check_folder(parsed, "hydra.sweep.dir" if flags.multirun else "hydra.run.dir")
     # A valid argument that conf/ does not name must be added: Hydra would refuse it otherwise.
     changed = {
         _text(each): _forced(each) if each.key_or_group not in GROUPS else _text(each)
@@ -108,12 +111,33 @@ def _checked(argv: list[str]) -> list[str]:
     return [changed.get(word, word) for word in argv]
 
 
+def _check_folder(parsed: list[Override], key: str) -> None:
+    """Raise ValueError unless Hydra will be able to make the folder of ``key``, as far as its name
+    is known here.
+    """
+    raw = OmegaConf.load(conf_folder() / "config.yaml")
+    default: Any = OmegaConf.to_container(raw, resolve=False)
+    for part in key.split("."):
+        default = default[part]
+    given = [each.value() for each in parsed if each.key_or_group == key]
+    name, unknown, _ = str(given[-1] if given else default).partition("${")
+    folder = Path(name.rpartition("/")[0] if unknown else name)
+    here = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=here).cleanup()
+    except OSError as error:
+        raise ValueError(
+            f"The folder {folder} can't be written ({error.strerror}): set {key} to one that can."
+        ) from error
+
+
 def _parsed(overrides: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
+        hint = " Write out the path instead of ~." if "=~" in str(error.override) else ""
         raise ValueError(
-            f"{error.override!r} can't be read: a setting is written key=value."
+            f"{error.override!r} can't be read: a setting is written key=value.{hint}"
         ) from error
 
 

@@ -26,15 +26,15 @@ def test(cfg: DictConfig) -> None:
     checkpoint = pretrained.read_checkpoint(cfg.resume_checkpoint)
     found = checkpoint[pretrained.KEY]
     if found["klass"] in pretrained.CLASSES:  # the file says what to build, the settings need not
-        kwargs: dict[str, Any] = found["kwargs"]
+        model: Any = pretrained.model_of(checkpoint, cfg.resume_checkpoint)
         target = f"demucs_lightning.models.{found['klass']}"
-        cfg.model = {"_target_": target, **kwargs}
+        cfg.model = {"_target_": target, **found["kwargs"]}
         for key in ("sources", "samplerate", "audio_channels"):
-            cfg[key] = kwargs[key]
+            cfg[key] = getattr(model, key)
     pretrained.check_same_model(cfg.resume_checkpoint, checkpoint, describe_model(cfg))
     trainer = build_trainer(cfg, Path(HydraConfig.get().runtime.output_dir))
     module = build_module(cfg, found)
-    module.model.load_state_dict(pretrained.best_weights(checkpoint))
+    pretrained.load_weights(module.model, checkpoint, cfg.resume_checkpoint)
     data = instantiate(cfg.data, dset=instantiate(cfg.dset))
     trainer.test(module, datamodule=data, verbose=False)
     if trainer.is_global_zero:

@@ -37,12 +37,16 @@ def run(cfg: DictConfig, folder: Path) -> LitSeparator:
     """Train, score the test set, and leave everything in ``folder``."""
     quieten()
     description = describe_model(cfg)
-    if cfg.resume_checkpoint is not None:
-        checkpoint = pretrained.read_checkpoint(cfg.resume_checkpoint)
-        pretrained.check_same_model(cfg.resume_checkpoint, checkpoint, description)
+    resume, checkpoint = cfg.resume_checkpoint, {}
+    if resume is not None:
+        checkpoint = pretrained.read_checkpoint(resume)
+        pretrained.check_same_model(resume, checkpoint, description)
+        pretrained.check_resumable(resume, checkpoint)
     seed_everything(cfg.seed, workers=True, verbose=False)
     trainer = build_trainer(cfg, folder)
     module = build_module(cfg, description)
+    if resume is not None:
+        pretrained.check_weights(module.model, checkpoint, resume)
     if trainer.precision == "64-true":
         module.double()  # before a checkpoint is loaded, which Lightning would round otherwise
     if cfg.download and "download" not in cfg.dset:
@@ -72,7 +76,7 @@ def build_module(cfg: DictConfig, description: dict[str, Any]) -> LitSeparator:
 
 def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
     device = hardware.devices(cfg.gpus if isinstance(cfg.gpus, int) else list(cfg.gpus))
-    accelerator = cfg.trainer.accelerator or device["accelerator"]
+    accelerator = hardware.accelerator(cfg.trainer.accelerator, device["accelerator"])
     same = accelerator == device["accelerator"]
     callbacks = [
         FiniteGuard(),
@@ -116,7 +120,7 @@ def score_best(trainer: Trainer, module: LitSeparator, data: Any) -> None:
     best: Any = trainer.checkpoint_callback
     if best.best_path and Path(best.best_path).is_file():
         checkpoint = pretrained.read_checkpoint(best.best_path)
-        module.model.load_state_dict(pretrained.best_weights(checkpoint))
+        pretrained.load_weights(module.model, checkpoint, best.best_path)
         log.info("Scoring the test set with %s", best.best_path)
     trainer.test(module, datamodule=data, verbose=False)
     log.info("%s", scores.table(module.scores))
@@ -134,10 +138,17 @@ def save_settings(cfg: DictConfig, path: Path) -> None:
 
 
 class Announcement(Callback):
-    """One line that says what trains where on what, and where to look for it."""
+    """One line that says what trains where on what, and where to look for it; before it, a look at
+    the test set, which is not to be missed after days of training.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    @rank_zero_only
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit" and trainer.limit_test_batches != 0:
+            trainer.datamodule.setup("test")
 
     @rank_zero_only
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
