@@ -98,13 +98,13 @@ def test_mistakes_end_in_one_sentence(
 def test_a_folder_that_can_not_be_made(
     key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "afile").touch()
+    (tmp_path / "taken").touch()
     flags = ["-m"] if "sweep" in key else []
     with pytest.raises(SystemExit) as stop:
-        training.main([*flags, f"{key}={tmp_path}/afile/x"])
+        training.main([*flags, f"{key}={tmp_path}/taken/x"])
     assert stop.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: The folder {tmp_path}/afile/x can't be written (")
+    assert line.startswith(f"error: The folder {tmp_path}/taken/x can't be written (")
     assert f"set {key} to" in line
 
 
