@@ -1,6 +1,6 @@
-"""From a file to a model.
+"""Checkpoints of this project: which model they are of, and whether they are whole.
 
-Checkpoints of this project are Lightning checkpoints of plain types, with ``"demucs_lightning"``
+They are Lightning checkpoints of plain types, with ``"demucs_lightning"``
 beside the weights: the class of the model, its arguments, and which candidate (the weights or one
 of their averages) scored best. They are read with ``weights_only=True``, so nothing in a file is
 ever executed, and classes come from a fixed table.
@@ -18,16 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from demucs_lightning.models import Demucs, HDemucs
+from demucs_lightning.pretrained.package import CLASSES, Package, build
 
-CLASSES: dict[str, type[nn.Module]] = {"Demucs": Demucs, "HDemucs": HDemucs}
 KEY = "demucs_lightning"
 RESUMED = ("epoch", "global_step", "loops", "optimizer_states", "lr_schedulers")
 UNREADABLE = (
     *(RuntimeError, EOFError, LookupError, OSError, ValueError, TypeError, AttributeError),
     *(zipfile.BadZipFile, zlib.error, struct.error),
 )
-UNBUILDABLE = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError)
 NOT_ARCHITECTURE = ("segment",)  # may differ between a checkpoint and the run that continues it
 
 
@@ -168,16 +166,12 @@ def load_model(path: str | Path) -> nn.Module:
 
 def model_of(checkpoint: Mapping[str, Any], path: str | Path) -> nn.Module:
     """As load_model, of a checkpoint that was read from ``path``."""
-    klass, kwargs = checkpoint[KEY]["klass"], checkpoint[KEY]["kwargs"]
-    if klass not in CLASSES:
-        raise ValueError(
-            f"{path} holds the model {klass}; those that can be built are {', '.join(CLASSES)}."
-        )
-    try:
-        model = CLASSES[klass](**kwargs)
-    except UNBUILDABLE as error:
-        raise ValueError(
-            f"{path} is damaged: what it says does not fit the model {klass} that it names."
-        ) from error
-    load_weights(model, checkpoint, path)
-    return model.eval()
+    model = build(package_of(checkpoint, path))
+    check_weights(model, checkpoint, path)
+    return model
+
+
+def package_of(checkpoint: Mapping[str, Any], path: str | Path) -> Package:
+    """The model of a checkpoint that was read from ``path``, with its best weights."""
+    state = checkpoint[KEY]
+    return Package(state["klass"], state["kwargs"], best_weights(checkpoint), str(path))
