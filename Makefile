@@ -31,6 +31,8 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip install --quiet diffq==0.2.4 || \
+	  echo "diffq could not be built (it needs a C compiler): the tests of quantised models are left out"
 	@touch $@
 
 demo: $(STAMP)
