@@ -1,6 +1,6 @@
 """What a training step keeps for its backward pass, beside the reference package's classes.
 
-    python benchmarks/memory.py [--segment 10] [--models Demucs HDemucs]
+    python benchmarks/memory.py [--segment 10] [--models Demucs HDemucs HTDemucs]
 
 Counts the bytes that autograd saves in the forward pass of one stereo example, each storage once,
 parameters left out. This is what batch size and segment multiply, on any device; it needs no GPU,

@@ -18,18 +18,20 @@ import demucs
 import torch
 from demucs.demucs import Demucs as ReferenceDemucs
 from demucs.hdemucs import HDemucs as ReferenceHDemucs
+from demucs.htdemucs import HTDemucs as ReferenceHTDemucs
 from machine import describe
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from demucs_lightning.models import Demucs, HDemucs
+from demucs_lightning.models import Demucs, HDemucs, HTDemucs
 
 SOURCES = ["drums", "bass", "other", "vocals"]
 # The training configuration (conf/model), which differs from the constructors in these.
 MODELS = {
     "Demucs": (Demucs, ReferenceDemucs, {"normalize": False}),
     "HDemucs": (HDemucs, ReferenceHDemucs, {"dconv_init": 1e-3}),
+    "HTDemucs": (HTDemucs, ReferenceHTDemucs, {}),
 }
 
 

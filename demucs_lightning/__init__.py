@@ -8,12 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from demucs_lightning.models import Demucs, HDemucs
+    from demucs_lightning.models import Demucs, HDemucs, HTDemucs
     from demucs_lightning.pretrained import load_model
 
-__all__ = ["Demucs", "HDemucs", "load_model"]
+__all__ = ["Demucs", "HDemucs", "HTDemucs", "load_model"]
 
-_HOME = {"Demucs": "models", "HDemucs": "models", "load_model": "pretrained"}
+_HOME = {
+    "Demucs": "models",
+    "HDemucs": "models",
+    "HTDemucs": "models",
+    "load_model": "pretrained",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,8 +2,9 @@
 averaged.
 """
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,19 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from demucs_lightning.ema import ModelEMA
 
+log = logging.getLogger(__name__)
+
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adamw": AdamW}
 SCHEDULES = ("constant", "cosine")
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """The settings ``optim.*``; raises ValueError with the key of one that is out of its range."""
+    """The settings ``optim.*``; raises ValueError with the key of one that is out of its range.
+
+    ``transformer_lr`` and ``transformer_weight_decay`` are for the transformer of a model that has
+    one, and stand for what the model itself says; None: as the model says.
+    """
 
     optim: str = "adam"
     lr: float = 3e-4
@@ -29,26 +36,45 @@ class Optimization:
     clip_grad: float = 0.0
     schedule: str = "constant"
     warmup: int = 0
+    transformer_lr: float | None = None
+    transformer_weight_decay: float | None = None
 
     def __post_init__(self) -> None:
         _require(
             self.optim in OPTIMIZERS, f"optim.optim is {self.optim!r}: it must be adam or adamw."
         )
-        _require(self.lr > 0, f"optim.lr is {self.lr}: it must be above 0.")
+        for name in ("lr", "transformer_lr"):
+            value = getattr(self, name)
+            positive = value is None or (isinstance(value, int | float) and value > 0)
+            _require(positive, f"optim.{name} is {value}: it must be above 0.")
         proper = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         _require(
             proper, f"optim.betas is {list(self.betas)}: it must be two numbers of 0 to below 1."
         )
-        for name in ("weight_decay", "clip_grad", "warmup"):
+        for name in ("weight_decay", "transformer_weight_decay", "clip_grad", "warmup"):
             value = getattr(self, name)
-            _require(value >= 0, f"optim.{name} is {value}: it must be 0 or more.")
+            proper = value is None or (isinstance(value, int | float) and value >= 0)
+            _require(proper, f"optim.{name} is {value}: it must be 0 or more.")
         _require(self.loss in ("l1", "mse"), f"optim.loss is {self.loss!r}: it must be l1 or mse.")
         known = self.schedule in SCHEDULES
         _require(known, f"optim.schedule is {self.schedule!r}: it must be constant or cosine.")
 
-    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    def optimizer(self, model: nn.Module) -> Optimizer:
+        """Over all parameters of ``model``, in the groups that its method ``parameter_groups``
+        makes, if it has one: the values of a group go before those of ``optim.*``."""
+        grouped: Any = getattr(model, "parameter_groups", None)
+        groups = grouped() if grouped else [{"params": list(model.parameters())}]
+        own = {"lr": self.transformer_lr, "weight_decay": self.transformer_weight_decay}
+        own = {name: value for name, value in own.items() if value is not None}
+        if own and not any(_is_transformer(group) for group in groups):
+            log.warning(
+                "optim.transformer_%s has no effect: %s has no transformer",
+                next(iter(own)),
+                type(model).__name__,
+            )
+        groups = [{**group, **own} if _is_transformer(group) else group for group in groups]
         kind: Any = OPTIMIZERS[self.optim]
-        return kind(parameters, lr=self.lr, betas=tuple(self.betas), weight_decay=self.weight_decay)
+        return kind(groups, lr=self.lr, betas=tuple(self.betas), weight_decay=self.weight_decay)
 
     def scheduler(self, optimizer: Optimizer, total: Callable[[], float]) -> LambdaLR:
         """The learning rate by step; ``total()`` gives the steps of the run, once it began."""
@@ -77,6 +103,10 @@ def averages(epoch: Sequence[float] = (), batch: Sequence[float] = ()) -> dict[s
     """The averages that the settings ``ema.*`` ask for, by names such as ``ema_epoch_0.9``."""
     decays = [("epoch", decay) for decay in epoch] + [("batch", decay) for decay in batch]
     return {f"ema_{unit}_{decay}": ModelEMA(decay) for unit, decay in decays}
+
+
+def _is_transformer(group: dict[str, Any]) -> bool:
+    return group.get("name") == "transformer"
 
 
 def _require(condition: bool, sentence: str) -> None:

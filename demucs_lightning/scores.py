@@ -59,6 +59,16 @@ def by_candidate(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
     }
 
 
+def aim(sources: Sequence[str], weights: Sequence[float]) -> str:
+    """The average that a model with these weights of its loss is to be best in: ``nsdr``, or
+    ``nsdr_<source>`` of a specialist, for which all other sources weigh nothing. One weight is for
+    all sources.
+    """
+    weights = weights if len(weights) > 1 else [*weights] * len(sources)
+    wanted = [source for source, weight in zip(sources, weights, strict=True) if weight != 0]
+    return f"nsdr_{wanted[0]}" if len(wanted) == 1 < len(sources) else "nsdr"
+
+
 def table(scores: Sequence[Score]) -> str:
     """nSDR of every track, then median and mean over the tracks, one column per source."""
     names = list(scores[0].nsdr)

@@ -1,8 +1,7 @@
 """LitSeparator: a separation model in training.
 
 A step is a pure function of the weights and of (seed, epoch, batch, process), whatever was drawn
-before: a run that is continued from a checkpoint is the run that never stopped.
-"""
+before: a run that is continued from a checkpoint is the run that never stopped."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -74,7 +73,7 @@ class LitSeparator(LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optim.optimizer(self.model.parameters())
+        optimizer = self.optim.optimizer(self.model)
         scheduler = self.optim.scheduler(optimizer, lambda: steps_of(self.trainer))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
@@ -109,9 +108,10 @@ class LitSeparator(LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.scores = scores.gathered(self.scores)
         means = scores.by_candidate(self.scores)
-        self.candidate = max(means, key=lambda name: means[name]["nsdr"])
+        aim = scores.aim(self.model.sources, self.criterion.weights.tolist())
+        self.candidate = max(means, key=lambda name: means[name][aim])
         best = {f"valid/{key}": value for key, value in means[self.candidate].items()}
-        every = {f"candidates/{name}": mean["nsdr"] for name, mean in means.items()}
+        every = {f"candidates/{name}": mean[aim] for name, mean in means.items()}
         self.log_dict({**best, **(every if self.emas else {})}, sync_dist=True)
         self.validation_due = False
 
@@ -122,8 +122,8 @@ class LitSeparator(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self.scores = scores.gathered(self.scores)
-        means = scores.averages(self.scores)
-        self.log_dict({f"test/{key}": value for key, value in means.items()}, sync_dist=True)
+        means = scores.averages(self.scores).items()
+        self.log_dict({f"test/{key}": value for key, value in means}, sync_dist=True)
 
     def _score(self, batch: dict[str, Any], name: str, use: AbstractContextManager[None]) -> Tensor:
         separate = self.test if self.trainer.testing else self.valid

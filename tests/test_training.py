@@ -25,6 +25,11 @@ from demucs_lightning.separation import separate
 from demucs_lightning.training import LitSeparator
 
 SOURCES = ["drums", "bass", "other", "vocals"]
+SMALL = {
+    "Demucs": ["model.depth=2"],
+    "HDemucs": ["model.nfft=1024", "model.depth=5"],
+    "HTDemucs": ["model.nfft=512", "model.depth=2", "model.dconv_comp=2", "model.t_heads=2"],
+}
 
 
 @pytest.fixture
@@ -87,9 +92,9 @@ def test_weights_of_sources_and_the_penalty_enter_the_loss() -> None:
 
 
 @pytest.mark.parametrize("precision", ["16", "bf16", "32", "64"])
-@pytest.mark.parametrize("model", ["Demucs", "HDemucs"])
+@pytest.mark.parametrize("model", SMALL)
 def test_precisions_train(tiny: list[str], tmp_path: Path, model: str, precision: str) -> None:
-    small = ["model.nfft=1024", "model.depth=5"] if model == "HDemucs" else ["model.depth=2"]
+    small = SMALL[model]
     line = [f"model={model}", *small, "segment=2", "logger=csv", *tiny, "epochs=1"]
     lit = run([*line, f"trainer.precision={precision}", "trainer.limit_test_batches=0"], tmp_path)
     (loss,) = logged(tmp_path, "train/loss")
@@ -356,7 +361,7 @@ def test_steps_of_a_run(max_epochs: Any, max_steps: int, accumulate: int, expect
 
 def test_the_optimizer_has_its_settings() -> None:
     made = Optimization(optim="adamw", lr=0.1, betas=(0.5, 0.6), weight_decay=0.3).optimizer(
-        [torch.nn.Parameter(torch.ones(1))]
+        torch.nn.Linear(1, 1)
     )
     assert isinstance(made, torch.optim.AdamW)
     group = made.param_groups[0]
@@ -417,3 +422,11 @@ def test_the_table_has_a_line_for_each_track(rows: list[scores.Score]) -> None:
         ["median", "3.00", "5.00", "4.00"],
         ["mean", "3.00", "5.00", "4.00"],
     ]
+
+
+def test_a_specialist_aims_at_its_source() -> None:
+    names = ["drums", "bass", "vocals"]
+    assert scores.aim(names, [1.0, 1.0, 0.5]) == "nsdr"
+    assert scores.aim(names, [0.0, 0.0, 0.3]) == "nsdr_vocals"
+    assert scores.aim(names, [1.0]) == "nsdr"  # one weight is for all
+    assert scores.aim(["vocals"], [1.0]) == "nsdr"

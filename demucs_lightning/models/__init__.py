@@ -20,8 +20,9 @@ from torch import Tensor
 
 from demucs_lightning.models.demucs import Demucs
 from demucs_lightning.models.hdemucs import HDemucs
+from demucs_lightning.models.htdemucs import HTDemucs
 
-__all__ = ["Demucs", "HDemucs", "SeparationModel"]
+__all__ = ["Demucs", "HDemucs", "HTDemucs", "SeparationModel"]
 
 
 @runtime_checkable

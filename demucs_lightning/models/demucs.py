@@ -178,6 +178,11 @@ class Demucs(nn.Module):
         if rescale:
             rescale_convolutions(self, rescale)
 
+    @property
+    def max_segment(self) -> float:
+        """Seconds of the longest input: any length goes."""
+        return math.inf
+
     def valid_length(self, length: int) -> int:
         """The shortest length of at least ``length`` samples that every strided convolution divides
         without rest."""

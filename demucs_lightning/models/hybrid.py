@@ -13,7 +13,9 @@ mirrors this. A model is this network and a ``bottleneck``. The part from channe
 arguments, parameter names and shapes are those of ``demucs.hdemucs.HDemucs`` 4.1.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -139,7 +141,7 @@ class HybridUNet(nn.Module):
         dconv_init: float = 1e-4,
         rescale: float = 0.1,
         samplerate: int = 44100,
-        segment: float = 40,
+        segment: float | Fraction = 40,
     ) -> None:
         super().__init__()
         self._check(wiener_iters, end_iters, hybrid=hybrid, hybrid_old=hybrid_old)
@@ -199,12 +201,18 @@ class HybridUNet(nn.Module):
             inputs_time = outputs_time = width_time
             width, width_time = int(growth * width), int(growth * width_time)
 
+        self.bottom_widths = inputs, inputs_time
         if rescale:
             rescale_convolutions(self, rescale)
         self.check_geometry()
 
     def check_geometry(self) -> None:
         """Raise ValueError where the layers cannot do what the subclass needs of them."""
+
+    @property
+    def max_segment(self) -> float | Fraction:
+        """Seconds of the longest input: any length goes."""
+        return math.inf
 
     def valid_length(self, length: int) -> int:
         """``length``: the STFT and the layers pad by themselves."""

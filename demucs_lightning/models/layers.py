@@ -141,6 +141,11 @@ class DConv(nn.Module):
     ) -> None:
         super().__init__()
         hidden = int(channels / compress)
+        if hidden < 1:
+            raise ValueError(
+                f"dconv_comp={compress} leaves nothing of a layer of {channels} channels: "
+                "it must be at most the width of every layer"
+            )
         self.layers: Any = nn.ModuleList()
         for index in range(abs(depth)):
             dilation = 2**index if depth > 0 else 1

@@ -2,13 +2,18 @@
 words."""
 
 import copy
+import math
+from fractions import Fraction
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from demucs_lightning.models import Demucs, HDemucs, SeparationModel
+from demucs_lightning.models import Demucs, HDemucs, HTDemucs, SeparationModel
 from demucs_lightning.models.hybrid import HybridUNet
+from demucs_lightning.models.positions import grid_positions
+from demucs_lightning.models.transformer import CrossLayer, SelfLayer
 
 FOUR = ["drums", "bass", "other", "vocals"]
 SMALL = {
@@ -20,6 +25,15 @@ SMALL = {
     "dconv_attn": 2,
     "dconv_lstm": 2,
 }
+SMALL_HT = {
+    "sources": FOUR,
+    "channels": 8,
+    "nfft": 512,
+    "depth": 2,
+    "dconv_comp": 2,
+    "t_heads": 2,
+    "segment": 0.2,
+}
 MODELS = {
     "Demucs": lambda: Demucs(FOUR, channels=8, depth=4, dconv_comp=1, dconv_attn=2, dconv_lstm=2),
     "HDemucs": lambda: HDemucs(**SMALL),
@@ -27,6 +41,13 @@ MODELS = {
         FOUR, channels=4, nfft=1024, depth=5, multi_freqs=[0.25], dconv_attn=9
     ),
     "HDemucs-magnitude": lambda: HDemucs(**SMALL, cac=False),
+    "HTDemucs": lambda: HTDemucs(**SMALL_HT),
+    "HTDemucs-bottom": lambda: HTDemucs(
+        **SMALL_HT, bottom_channels=12, t_emb="scaled", t_max_positions=2000, t_group_norm=2
+    ),
+    "HTDemucs-cape": lambda: HTDemucs(
+        **SMALL_HT, t_emb="cape", t_sin_random_shift=9, t_norm_in=False, cac=False
+    ),
 }
 
 
@@ -96,7 +117,7 @@ def test_every_parameter_learns(model):
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes")  # an LSTM keeps its weights twice
-@pytest.mark.parametrize("name", ["HDemucs", "HDemucs-bands", "HDemucs-magnitude"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "Demucs"])
 def test_network_between_stft_and_inverse_exports(name):
     torch.manual_seed(0)
     model = MODELS[name]().eval()
@@ -159,6 +180,140 @@ def test_autocast(model, dtype):
 def test_arguments_that_do_not_fit_are_refused(kwargs, words):
     with pytest.raises(ValueError, match=words):
         HDemucs(**SMALL | kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"t_sparse_self_attn": True}, "never released: set t_sparse_self_attn=False"),
+        ({"t_sparse_cross_attn": True}, "never released: set t_sparse_cross_attn=False"),
+        ({"t_auto_sparsity": True}, "never released: set t_auto_sparsity=False"),
+        ({"t_emb": "rotary"}, "t_emb is 'rotary': it must be sin, cape, scaled"),
+        ({"t_heads": 3}, "16 wide: this must be a multiple of t_heads .3."),
+        ({"bottom_channels": 6}, "6 wide: this must be a multiple of .*4"),
+        ({"t_layers": -1}, "t_layers is -1"),
+        ({"t_dropout": 1.5}, "t_dropout is 1.5"),
+        ({"t_lr": 0}, "t_lr is 0"),
+        ({"t_weight_decay": -1}, "t_weight_decay is -1"),
+        ({"t_sin_random_shift": -1}, "t_sin_random_shift is -1"),
+        ({"t_cape_glob_loc_scale": [1, 1]}, "t_cape_glob_loc_scale is .1, 1.: it must be two"),
+        ({"channels_time": 4}, "channels_time=4 makes branches of widths 16 and 8"),
+        ({"depth": 4}, "depth=4 leaves one frequency bin"),
+        ({"dconv_comp": 16}, "dconv_comp=16 leaves nothing of a layer of 8 channels"),
+        ({"wiener_iters": 1, "end_iters": 1}, "iterative"),
+    ],
+)
+def test_arguments_that_do_not_fit_htdemucs_are_refused(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        HTDemucs(**SMALL_HT | kwargs)
+
+
+def test_any_length_goes_but_with_a_training_segment():
+    assert MODELS["Demucs"]().max_segment == MODELS["HDemucs"]().max_segment == math.inf
+    model = HTDemucs(**SMALL_HT).eval()
+    assert model.max_segment == 0.2
+    with pytest.raises(ValueError, match="8821 samples is longer than the 8820"):
+        model(torch.randn(1, 2, 8821))
+    assert model.train()(torch.randn(1, 2, 9500)).shape == (1, 4, 2, 9500)
+    free = HTDemucs(**SMALL_HT, use_train_segment=False).eval()
+    assert (free.max_segment, free.valid_length(8821)) == (math.inf, 8821)
+    with torch.no_grad():
+        assert free(torch.randn(1, 2, 9500)).shape == (1, 4, 2, 9500)
+
+
+def test_the_training_segment_is_exact_in_samples():
+    model = HTDemucs(**SMALL_HT)
+    for samples in [*range(343_000, 344_000), 441_000, 2**20 + 1]:
+        for segment in (samples / 44100, Fraction(samples, 44100)):
+            model.segment = segment
+            assert model.training_length == samples
+    model.segment = 1 + 0.7 / 44100  # no whole number of samples: what is full
+    assert model.training_length == 44100
+
+
+def test_learnt_positions_end_somewhere():
+    model = HTDemucs(**SMALL_HT, t_emb="scaled", t_max_positions=100)
+    with pytest.raises(ValueError, match="has 500 positions.*t_max_positions is 100"):
+        model(torch.randn(1, 2, 8000))
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"t_dropout": 0.3},
+        {"t_sin_random_shift": 100},
+        {"t_emb": "cape"},
+    ],
+)
+def test_what_is_random_in_training_follows_the_seed_and_rests_in_eval(kwargs):
+    model, mixture = HTDemucs(**SMALL_HT, **kwargs), torch.randn(1, 2, 4000)
+
+    def run(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return model(mixture)
+
+    assert torch.equal(run(1), run(1))
+    assert not torch.equal(run(1), run(2))
+    model.eval()
+    assert torch.equal(run(1), run(2))
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    model(mixture)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("layer", [SelfLayer, CrossLayer])
+def test_dropout_is_on_attention_and_on_both_residual_paths(layer, monkeypatch):
+    """With a rate that drops all, what is left of a layer is its input."""
+    model = HTDemucs(**SMALL_HT, t_dropout=0.999999, t_norm_out=False)
+    assert model.crosstransformer is not None
+    rates = []
+    attention = F.scaled_dot_product_attention
+
+    def noting(*args: torch.Tensor, dropout_p: float) -> torch.Tensor:
+        rates.append(dropout_p)
+        return attention(*args, dropout_p=dropout_p)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noting)
+    torch.manual_seed(0)
+    module = layer(16, model.crosstransformer.options)
+    x, other = torch.randn(1, 5, 16), torch.randn(1, 7, 16)
+    torch.testing.assert_close(module(x, other), x, rtol=0, atol=0)
+    assert not torch.equal(module.eval()(x, other), x)
+    assert rates == [0.999999, 0.0]
+
+
+def test_positions_are_exact_in_half_precision():
+    """Counted in fp32: bf16 has no whole numbers between 256 and 258."""
+    x = torch.zeros(1, 16, 400, dtype=torch.bfloat16)
+    encoder = HTDemucs(**SMALL_HT).crosstransformer
+    assert encoder is not None
+    exact = encoder._time_positions(x.float())
+    torch.testing.assert_close(encoder._time_positions(x), exact, rtol=0, atol=0)
+    grid = torch.zeros(1, 16, 3, 400)
+    for like in (grid.bfloat16(), grid):
+        positions = grid_positions(like, 10000.0)
+        assert positions.shape == (3, 400, 16)
+        assert positions.dtype == torch.float32
+        assert not torch.equal(positions[0, 257], positions[0, 256])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(encoder._time_positions(x), exact, rtol=0, atol=0)
+
+
+def test_parameter_groups_hold_every_parameter_once():
+    model = HTDemucs(**SMALL_HT, t_lr=1e-4, t_weight_decay=0.1, bottom_channels=8)
+    rest, inside = model.parameter_groups()
+    assert (inside["lr"], inside["weight_decay"], inside["name"]) == (1e-4, 0.1, "transformer")
+    assert rest.keys() == {"params", "name"}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = [[names[id(p)] for p in group["params"]] for group in (rest, inside)]
+    assert sorted(sum(found, [])) == sorted(names.values())
+    assert {name for name in names.values() if name.startswith("crosstransformer.")} == set(
+        found[1]
+    )
+    (only,) = HTDemucs(**SMALL_HT, t_layers=0).parameter_groups()
+    assert "lr" not in only
 
 
 def test_demucs_refuses_an_unknown_dconv_mode():
