@@ -33,7 +33,7 @@ PLACES = {
     "soundfile": ["audio"],
     "av": ["audio"],
     "soxr": ["audio"],
-    "huggingface_hub": ["pretrained.hub"],
+    "huggingface_hub": ["pretrained.hub", "pretrained.caches"],
     "safetensors": ["pretrained"],
     "diffq": ["pretrained.quantized"],
 }

@@ -69,11 +69,11 @@ def write(file: FileIO, chunk: bytes, *, missing: int) -> None:
         ) from error
 
 
-def progress(total: int, what: str, *, done: int = 0) -> tqdm:
+def progress(total: int | None, what: str, *, done: int = 0, hidden: bool = False) -> tqdm:
     """A bar in bytes, with speed and time left; on a terminal only."""
-    return tqdm(
-        total=total, initial=done, desc=what, unit="B", unit_scale=True, leave=False, disable=None
-    )
+    disable = True if hidden else None
+    kind = {"unit": "B", "unit_scale": True}
+    return tqdm(total=total, initial=done, desc=what, leave=False, disable=disable, **kind)
 
 
 def size_of(path: Path) -> int:

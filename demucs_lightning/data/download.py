@@ -1,9 +1,11 @@
-"""Bring a data set here: `fetch` downloads one file, `unpack` (see `archive`) puts a zip in place.
+"""Bring a file here: `fetch` downloads one of a data set, `bring` any of which a checksum is known,
+and `unpack` (see `archive`) puts a zip in place.
 
-Contract: a file stands under its final name only once its size and md5 are right. Whatever goes
-wrong ends in one sentence: `OSError` for the server, the connection and the disk, `ValueError` for
-content. A broken transfer keeps its bytes in ``NAME.part`` and goes on from there, at once and in a
-later run. Two processes that want the same file take turns. Nothing is asked.
+Contract: a file stands under its final name only once its checksum is right, and its size where
+that is known. Whatever goes wrong ends in one sentence: `OSError` for the server, the connection
+and the disk, `ValueError` for content. A broken transfer keeps its bytes in ``NAME.part`` and goes
+on from there, at once and in a later run. Two processes that want the same file take turns.
+Nothing is asked.
 """
 
 import contextlib
@@ -14,8 +16,8 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 
@@ -24,12 +26,54 @@ from tqdm import tqdm
 from demucs_lightning.data import disk
 from demucs_lightning.data.archive import unpack
 
-__all__ = ["fetch", "unpack"]
+__all__ = ["Checksum", "NoAnswer", "Source", "bring", "fetch", "unpack"]
 
 log = logging.getLogger(__name__)
 
 BACKOFF = 1.0  # seconds before the second attempt; doubled for each one after it
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
+
+
+class NoAnswer(OSError):
+    """Not a byte came: there is no connection, or the server does not have the file."""
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """What the content of a file gives: ``digest`` is the start, in hexadecimal, of its ``kind``,
+    which is md5, sha256, or git (the name that git has for the content).
+    """
+
+    kind: str
+    digest: str
+
+    def of(self, path: Path, *, hidden: bool = False) -> str:
+        """What the file has where it should have `digest`; `hidden`: without a bar."""
+        size = disk.size_of(path)
+        name = "sha1" if self.kind == "git" else self.kind
+        digest = hashlib.new(name, usedforsecurity=False)
+        if self.kind == "git":
+            digest.update(f"blob {size}\0".encode())
+        bar = disk.progress(size, f"checking {path.name}", hidden=hidden)
+        with path.open("rb") as file, bar:
+            while chunk := file.read(disk.CHUNK):
+                digest.update(chunk)
+                bar.update(len(chunk))
+        return digest.hexdigest()[: len(self.digest)]
+
+    def fits(self, path: Path, *, hidden: bool = False) -> bool:
+        """Whether the file is the one that is meant; `hidden`: without a bar."""
+        return self.of(path, hidden=hidden) == self.digest.lower()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a file comes from; ``size`` in bytes, None where the server is to say it."""
+
+    url: str
+    checksum: Checksum
+    size: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Interrupted(Exception):
@@ -43,27 +87,46 @@ class _Unresumable(_Interrupted):
 def fetch(
     url: str, path: str | Path, *, size: int, md5: str, attempts: int = 5, timeout: float = 30.0
 ) -> Path:
-    """Download `url` to `path` (`size` bytes, hexadecimal `md5`) and return the path.
+    """Download `url` to `path` (`size` bytes, hexadecimal `md5`) and return the path; see bring."""
+    source = Source(url, Checksum("md5", md5), size)
+    return bring(source, path, attempts=attempts, timeout=timeout)
+
+
+def bring(
+    source: Source,
+    path: str | Path,
+    *,
+    attempts: int = 5,
+    timeout: float = 30.0,
+    progress: bool | None = None,
+) -> Path:
+    """Download `source` to `path` and return the path.
 
     A file that is there already is checked, not fetched again. `attempts` counts those in a row
-    that brought nothing new; `timeout` (seconds) holds for each wait on the server.
-    Raises `OSError` (server, connection, disk) or `ValueError` (not the file that was expected).
+    that brought nothing new; `timeout` (seconds) holds for each wait on the server. `progress`
+    False hides the bar that a terminal is shown.
+    Raises `OSError` (server, connection, disk; `NoAnswer` if not a byte came) or `ValueError` (not
+    the file that was expected).
     """
-    path = Path(path)
+    path, hidden = Path(path), progress is False
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with disk.locked(path.parent):
         if path.exists():
-            _verify(path, size, md5, advice="delete it to fetch it again")
+            _verify(path, source, hidden, advice="delete it to fetch it again")
             return path
-        if disk.size_of(part) > size:
-            part.unlink()
-        disk.check_space(path.parent, size - disk.size_of(part), purpose=f"fetch {path.name}")
-        log.info("fetching %s (%s) to %s", url, disk.amount(size), path)
-        with disk.progress(size, f"fetching {path.name}", done=disk.size_of(part)) as bar:
-            _Transfer(url, part, size, timeout, bar).complete(attempts)
+        if source.size is not None:
+            if disk.size_of(part) > source.size:
+                part.unlink()
+            missing = source.size - disk.size_of(part)
+            disk.check_space(path.parent, missing, purpose=f"fetch {path.name}")
+        size = "" if source.size is None else f" ({disk.amount(source.size)})"
+        log.info("fetching %s%s to %s", source.url, size, path)
+        done, title = disk.size_of(part), f"fetching {path.name}"
+        with disk.progress(source.size, title, done=done, hidden=hidden) as bar:
+            _Transfer(source, part, source.size, timeout, bar).complete(attempts)
         try:
-            _verify(part, size, md5, advice="it was deleted; run it again to fetch it anew")
+            _verify(part, source, hidden, advice="it was deleted; run it again to fetch it anew")
         except ValueError:
             part.unlink()
             raise
@@ -73,18 +136,20 @@ def fetch(
 
 @dataclass
 class _Transfer:
-    """From `url` into the file `part` until that has `size` bytes."""
+    """From `source` into the file `part` until that has `size` bytes, or to the end if the server
+    does not say how many they are.
+    """
 
-    url: str
+    source: Source
     part: Path
-    size: int
+    size: int | None
     timeout: float
     bar: tqdm
 
     def complete(self, attempts: int) -> None:
         """Connect as often as it takes, but no more than `attempts` times in a row for nothing."""
         failures = 0
-        while (have := disk.size_of(self.part)) < self.size:
+        while (have := disk.size_of(self.part)) < (have + 1 if self.size is None else self.size):
             try:
                 self._connect(have)
             except _Interrupted as reason:
@@ -93,38 +158,52 @@ class _Transfer:
                 now = disk.size_of(self.part)
                 failures = 0 if now > have else failures + 1
                 if failures >= attempts:
-                    raise OSError(
-                        f"fetching {self.url} stopped after {now} of {self.size} bytes "
+                    of = "" if self.size is None else f" of {self.size}"
+                    raise (OSError if now else NoAnswer)(
+                        f"fetching {self.source.url} stopped after {now}{of} bytes "
                         f"({reason}): run it again to go on from there"
                     ) from reason
-                log.warning("fetching %s: %s; trying again", self.url, reason)
+                log.warning("fetching %s: %s; trying again", self.source.url, reason)
                 time.sleep(BACKOFF * 2 ** max(failures - 1, 0))
 
     def _connect(self, have: int) -> None:
         """Ask for what is missing after the `have` bytes in `part`, and write what comes."""
         with self._answer(have) as response:
             have = _start(response, have)
-            if response.length not in (None, self.size - have):
-                raise ValueError(
-                    f"{self.url} offers {have + response.length} bytes instead of {self.size}"
-                )
+            self._expect(have, response.length)
             with self.part.open("ab" if have else "wb", buffering=0) as file:
                 self.bar.update(have - self.bar.n)
                 while chunk := _received(response):
-                    if have + len(chunk) > self.size:
+                    missing = len(chunk) if self.size is None else self.size - have
+                    if len(chunk) > missing:
                         raise ValueError(
-                            f"{self.url} sends more than the expected {self.size} bytes"
+                            f"{self.source.url} sends more than the expected {self.size} bytes"
                         )
-                    disk.write(file, chunk, missing=self.size - have)
+                    disk.write(file, chunk, missing=missing)
                     have += len(chunk)
                     self.bar.update(len(chunk))
+        if self.size is None:
+            self.size = have  # the end is where the server closes; the checksum tells if too early
         if have < self.size:
             raise _Interrupted("the server closed the connection too early")
+
+    def _expect(self, have: int, length: int | None) -> None:
+        """Compare `length`, the bytes to come after `have`, with the size, or learn the size."""
+        if length is None:
+            return
+        if self.size is None:
+            self.size = self.bar.total = have + length
+            disk.check_space(self.part.parent, length, purpose=f"fetch {self.part.stem}")
+        elif have + length != self.size:
+            raise ValueError(
+                f"{self.source.url} offers {have + length} bytes instead of {self.size}"
+            )
 
     @contextlib.contextmanager
     def _answer(self, have: int) -> Iterator[http.client.HTTPResponse]:
         """The response to a request for the bytes from `have` on, unless it is a web page."""
-        request = urllib.request.Request(self.url, headers={"User-Agent": "demucs-lightning"})
+        headers = {"User-Agent": "demucs-lightning", **self.source.headers}
+        request = urllib.request.Request(self.source.url, headers=headers)
         if have:
             request.add_header("Range", f"bytes={have}-")
         try:
@@ -136,14 +215,14 @@ class _Transfer:
                 raise _Unresumable(f"the server answered {answer}") from error
             if error.code in RETRIED:
                 raise _Interrupted(f"the server answered {answer}") from error
-            raise OSError(f"{self.url} can't be fetched: {answer}") from error
+            raise NoAnswer(f"{self.source.url} can't be fetched: {answer}") from error
         except urllib.error.URLError as error:
             raise _Interrupted(f"no connection, {error.reason}") from error
         except (http.client.HTTPException, OSError) as error:
             raise _Interrupted(f"no usable answer, {error or type(error).__name__}") from error
         with response:
             if response.headers.get_content_type() == "text/html":
-                raise OSError(f"{self.url} answered with a web page instead of the file")
+                raise OSError(f"{self.source.url} answered with a web page instead of the file")
             yield response
 
 
@@ -165,14 +244,13 @@ def _received(response: http.client.HTTPResponse) -> bytes:
         raise _Interrupted(f"the connection broke, {error or type(error).__name__}") from error
 
 
-def _verify(path: Path, size: int, md5: str, *, advice: str) -> None:
-    found = disk.size_of(path)
-    if found != size:
-        raise ValueError(f"{path} has {found} bytes instead of {size}: {advice}")
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file, disk.progress(size, f"checking {path.name}") as bar:
-        while chunk := file.read(disk.CHUNK):
-            digest.update(chunk)
-            bar.update(len(chunk))
-    if digest.hexdigest() != md5.lower():
-        raise ValueError(f"{path} has md5 {digest.hexdigest()} instead of {md5}: {advice}")
+def _verify(path: Path, source: Source, hidden: bool, *, advice: str) -> None:
+    size = disk.size_of(path)
+    if source.size not in (None, size):
+        raise ValueError(f"{path} has {size} bytes instead of {source.size}: {advice}")
+    checksum = source.checksum
+    found = checksum.of(path, hidden=hidden)
+    if found != checksum.digest.lower():
+        raise ValueError(
+            f"{path} has {checksum.kind} {found} instead of {checksum.digest}: {advice}"
+        )

@@ -2,7 +2,8 @@
 
 Whatever holds weights, a checkpoint of this project or a released file of either kind, is read into
 a ``Package``: the name of a class, its arguments and a state dict. Reading never executes what is
-in a file.
+in a file. A name, of a released model, of one on the Hugging Face hub or in a local folder, stands
+for a ``Release``: the packages of one model or of a bag.
 """
 
 from demucs_lightning.pretrained.checkpoints import (
@@ -13,11 +14,12 @@ from demucs_lightning.pretrained.checkpoints import (
     check_same_model,
     check_weights,
     describe,
-    load_model,
     load_weights,
     model_of,
     read_checkpoint,
 )
+from demucs_lightning.pretrained.formats import read, write
+from demucs_lightning.pretrained.loading import Release, find, load_model, model_of_release
 from demucs_lightning.pretrained.package import CLASSES, Package, build
 
 __all__ = [
@@ -25,14 +27,19 @@ __all__ = [
     "KEY",
     "RESUMED",
     "Package",
+    "Release",
     "best_weights",
     "build",
     "check_resumable",
     "check_same_model",
     "check_weights",
     "describe",
+    "find",
     "load_model",
     "load_weights",
     "model_of",
+    "model_of_release",
+    "read",
     "read_checkpoint",
+    "write",
 ]

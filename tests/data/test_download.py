@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from demucs_lightning.data import disk, download
-from demucs_lightning.data.download import fetch
+from demucs_lightning.data.download import Checksum, NoAnswer, Source, bring, fetch
 
 BODY = np.random.default_rng(0).bytes(300_000)
 MD5 = hashlib.md5(BODY).hexdigest()
@@ -322,3 +322,46 @@ def test_a_killed_process_gives_the_lock_up(tmp_path):
 )
 def test_amounts_are_for_people(size, text):
     assert disk.amount(size) == text
+
+
+GIT = hashlib.sha1(b"blob 300000\0" + BODY).hexdigest()
+SUMS = [Checksum("sha256", hashlib.sha256(BODY).hexdigest()[:8].upper()), Checksum("git", GIT)]
+
+
+@pytest.mark.parametrize("checksum", SUMS, ids=lambda checksum: checksum.kind)
+@pytest.mark.parametrize("says_length", [True, False])
+def test_a_size_that_is_not_known_is_the_server_s(server, path, checksum, says_length):
+    server.says_length = says_length
+    server.breaks = [] if not says_length else [100_000, 50_000]
+    assert bring(Source(server.url, checksum), path) == path
+    assert path.read_bytes() == BODY
+    assert server.requests == ([None, "bytes=100000-", "bytes=150000-"] if says_length else [None])
+    bring(Source(server.url, checksum), path)
+
+
+def test_an_end_that_comes_too_early_unannounced_is_found_by_the_checksum(server, path):
+    server.says_length = False
+    server.breaks = [100_000]
+    with pytest.raises(ValueError, match=r"has sha256 \w{8} instead of \w{8}: it was deleted"):
+        bring(Source(server.url, SUMS[0]), path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_too_little_room_is_said_once_the_size_is_known(server, path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"1\.0 kB free, but 300\.0 kB are needed to fetch set\.zip"):
+        bring(Source(server.url, SUMS[0]), path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_where_nothing_came_another_source_may_be_asked(server, path):
+    server.errors = [404]
+    with pytest.raises(NoAnswer, match="404"):
+        bring(Source(server.url, SUMS[0]), path)
+    server.breaks = [0, 0]
+    with pytest.raises(NoAnswer, match="stopped after 0"):
+        bring(Source(server.url, SUMS[0]), path, attempts=2)
+    server.breaks = [10, 0, 0]
+    with pytest.raises(OSError, match="stopped after 10 of 300000 bytes") as error:
+        bring(Source(server.url, SUMS[0]), path, attempts=2)
+    assert not isinstance(error.value, NoAnswer)
