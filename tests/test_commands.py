@@ -25,7 +25,7 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("line", [*LINES, "gpus=[0] model=HTDemucs model.dconv_comp=4"])
 def test_the_five_command_lines_train_and_score(
     line: str, tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -70,7 +70,7 @@ def test_training_saves_what_test_scores(
     ("line", "said"),
     [
         ("epocs=3", "did you mean epochs"),
-        ("model=XYZ", "choose from Demucs, DemucsV2, HDemucs"),
+        ("model=XYZ", "choose from Demucs, DemucsV2, HDemucs, HTDemucs"),
         ("data_root=nowhere", "download=True"),
         ("resume_checkpoint=nowhere.ckpt", "nowhere.ckpt does not exist"),
         ("batch_size=3", "augment.remix.group_size=4 does not divide batch_size=3"),
@@ -194,7 +194,7 @@ def test_the_command_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> N
     commands.main(["--help"])
     said = capsys.readouterr().out
     assert all(f"  {name}" in said for name in commands.COMMANDS)
-    with pytest.raises(SystemExit, match="there are train, test, demo"):
+    with pytest.raises(SystemExit, match="there are train, test, models, export, bag, demo"):
         commands.main(["fly"])
 
 
@@ -205,3 +205,14 @@ def test_the_command_hands_on_its_arguments(
     with pytest.raises(SystemExit):
         commands.main(["train", "epochs=abc"])
     assert capsys.readouterr().err == "error: epochs is 'abc': it must be a whole number.\n"
+
+
+def test_a_checkpoint_can_not_make_test_call_anything(tiny: list[str], tmp_path: Path) -> None:
+    training.main([*tiny, "trainer.max_steps=1"])
+    checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    canary = {"_target_": "os.mkdir", "path": str(tmp_path / "canary")}
+    checkpoint[pretrained.KEY]["kwargs"]["wiener_residual"] = canary
+    torch.save(checkpoint, tmp_path / "hostile.ckpt")
+    with pytest.raises(SystemExit):
+        scoring.main([*tiny, f"resume_checkpoint={tmp_path}/hostile.ckpt"])
+    assert not (tmp_path / "canary").exists()

@@ -14,7 +14,11 @@ from demucs_lightning.commands.settings import compose
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 HIDDEN = ("_target_", "_partial_", "defaults", "hydra")
-WORDS = {"${ones:${sources}}": "all 1", "${times:4,${segment}}": "4 × `segment`"}
+WORDS = {
+    "${ones:${sources}}": "all 1",
+    "${times:4,${segment}}": "4 × `segment`",
+    "${monitored:${sources},${weights}}": "`valid/nsdr`, of the only source of any weight",
+}
 
 
 def settings_of(conf: Path, prefix: str = "") -> list[tuple[str, str, str]]:

@@ -73,7 +73,7 @@ def test_every_setting_is_read(
 ) -> None:
     monkeypatch.setattr("demucs_lightning.commands.checks.find_spec", lambda name: name)
     cfg = settings.compose(
-        [f"model={model}", f"dset={dset}", f"logger={logger}", "model.channels=4"]
+        [f"model={model}", f"dset={dset}", f"logger={logger}", "model.channels=8"]
     )
     monkeypatch.setattr(loggers, "WandbLogger", fake_wandb)
     read: set[str] = set()
@@ -110,6 +110,42 @@ def test_the_command_line_wins_over_a_data_set_and_an_overlay() -> None:
     cfg = settings.compose(["segment=3", "dset=musdb7s", "data_root=elsewhere"])
     assert (cfg.segment, cfg.data.segment, cfg.dset.root) == (3, 3, "elsewhere")
     assert settings.compose(["experiment=demo", "batch_size=8"]).data.batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("line", "seconds"),
+    [
+        ([], 10.0),  # segment=11, and up to 1 s of shift
+        (["data_augmentation=false"], 11),
+        (["segment=8.8", "dset.shift=1"], 7.8),
+        (["augment.repitch.proba=0.2"], (int(0.88 * 485_100) - 44_100) / 44_100),
+        (["samplerate=8000", "segment=3.00013"], 16_001 / 8000),
+        (["dset=demo"], None),
+    ],
+)
+def test_htdemucs_separates_at_the_segment_that_training_leaves(
+    line: list[str], seconds: float | None
+) -> None:
+    cfg = settings.compose(["model=HTDemucs", "model.channels=8", *line])
+    model = instantiate(cfg.model, _convert_="all")
+    length = int(cfg.segment * cfg.samplerate)
+    if cfg.data_augmentation:
+        length = instantiate(cfg.augment).output_length(length)
+    assert model.training_length == length
+    assert seconds is None or cfg.model.segment == pytest.approx(seconds, rel=1e-9)
+    assert model.valid_length(length) == length
+
+
+@pytest.mark.parametrize(
+    "override", ["samplerate=abc", "augment.shift=-1", "augment.shift=20", "segment=inf"]
+)
+def test_a_wrong_setting_behind_the_segment_is_told_in_its_own_words(
+    override: str, capsys: Any
+) -> None:
+    with pytest.raises(SystemExit), explained():
+        settings.compose(["model=HTDemucs", override])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert override.partition("=")[0] in line
 
 
 def test_defaults_are_those_of_the_design() -> None:
@@ -160,10 +196,13 @@ def test_defaults_are_those_of_the_design() -> None:
         ("trainer.max_stepz=2", "did you mean trainer.max_steps."),
         ("trainer.callbacks=[]", "the run itself takes care of it"),
         ("~epochs", "epochs can't be left out"),
-        ("model=XYZ", "model=XYZ: there is no such model; choose from Demucs, DemucsV2, HDemucs."),
+        (
+            "model=XYZ",
+            "model=XYZ: there is no such model; choose from Demucs, DemucsV2, HDemucs, HTDemucs.",
+        ),
         ("dset=mnist", "choose from demo, folder, musdb18hq, musdb7s."),
         ("logger=paper", "choose from csv, tensorboard, wandb."),
-        ("experiment=none", "choose from demo, low_memory."),
+        ("experiment=none", "choose from demo, finetune, low_memory."),
         ("epochs", "'epochs' can't be read: a setting is written key=value."),
         ("epochs=abc", "epochs is 'abc': it must be a whole number."),
         ("epochs=1.5", "epochs is 1.5: it must be a whole number."),
@@ -182,6 +221,8 @@ def test_defaults_are_those_of_the_design() -> None:
         ("model.depth=deep", "model.depth is 'deep': it must be a whole number."),
         ("optim.lr=fast", "optim.lr is 'fast': it must be a number."),
         ("optim.lr=0", "optim.lr is 0: it must be above 0."),
+        ("optim.transformer_lr=fast", "optim.transformer_lr is fast: it must be above 0."),
+        ("optim.transformer_weight_decay=-1", "optim.transformer_weight_decay is -1"),
         ("optim.optim=sgd", "optim.optim is 'sgd': it must be adam or adamw."),
         ("optim.loss=l3", "optim.loss is 'l3': it must be l1 or mse."),
         ("optim.betas=[0.9]", "optim.betas is [0.9]"),
@@ -312,7 +353,7 @@ def test_a_sweep_runs_one_after_another(
 ) -> None:
     rates = []
     monkeypatch.setattr(
-        training, "run", lambda cfg, folder: rates.append((cfg.optim.lr, folder.name))
+        training, "run", lambda cfg, folder, given: rates.append((cfg.optim.lr, folder.name))
     )
     training.main(["-m", "optim.lr=1e-4,2e-4", f"hydra.sweep.dir={tmp_path}", *tiny])
     assert rates == [(1e-4, "0"), (2e-4, "1")]

@@ -21,7 +21,12 @@ WORDS = {
     list: "a list",
 }
 ACCEPTED = {bool: bool, int: int, float: (int, float), str: (str, int, float), list: list}
-NUMBERS = ("segment", "trainer.max_time")  # whole in conf/, but need not be
+NUMBERS = (  # whole in conf/, but need not be
+    "segment",
+    "trainer.max_time",
+    "trainer.limit_train_batches",
+    "trainer.limit_test_batches",
+)
 ANY = (  # more than one type; what takes them says what is wrong
     "gpus",
     "trainer.check_val_every_n_epoch",
@@ -70,6 +75,10 @@ def check_values(cfg: DictConfig) -> None:
             value = OmegaConf.select(cfg, key)
             if value is not None:
                 _check_number(key, value, allowed, words)
+    if cfg.init_from is not None and not isinstance(cfg.init_from, str):
+        raise ValueError(
+            f"init_from is {cfg.init_from!r}: it must be text, in quotes if it looks like a number."
+        )
     _check_sources(list(cfg.sources), list(cfg.weights))
     if cfg.audio_channels not in (1, 2):
         raise ValueError(f"audio_channels is {cfg.audio_channels}: it must be 1 or 2.")

@@ -20,10 +20,15 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import MissingConfigException, OverrideParseException
-from hydra.utils import get_object
+from hydra.errors import (
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from demucs_lightning import scores
 from demucs_lightning.commands.checks import check_type, check_values
 from demucs_lightning.commands.explain import explained
 
@@ -35,10 +40,36 @@ RESERVED = (
     "plugins",
     "use_distributed_sampler",
 )  # of trainer
+TEXT = ("init_from",)  # is text even where it looks like a number, as the signature 955717e8 does
 VERSION = "1.3"  # of Hydra's behaviour
 
+
+def trained_segment(segment: Any, samplerate: Any, augmented: Any, augment: DictConfig) -> Any:
+    """Seconds that ``augment`` leaves of a training extract, where it is used; ``segment`` where
+    a value is wrong, which is said elsewhere.
+    """
+    try:
+        length = instantiate(augment).output_length(int(segment * samplerate)) if augmented else 0
+    except (TypeError, ValueError, OverflowError, InstantiationException):
+        return segment
+    return length / samplerate if length > 0 else segment
+
+
+def monitored(sources: Any, weights: Any) -> str:
+    """What the best checkpoint is best in; a value that is wrong is said elsewhere."""
+    try:
+        return f"valid/{scores.aim(sources, weights)}"
+    except (TypeError, ValueError):
+        return "valid/nsdr"
+
+
+OmegaConf.register_new_resolver("trained_segment", trained_segment, replace=True)
 OmegaConf.register_new_resolver("times", lambda factor, value: factor * value, replace=True)
 OmegaConf.register_new_resolver("ones", lambda values: [1.0] * len(values), replace=True)
+OmegaConf.register_new_resolver("monitored", monitored, replace=True)
+OmegaConf.register_new_resolver(
+    "run_name", lambda start, model: Path(str(start)).stem if start else model, replace=True
+)
 
 Task = Callable[[DictConfig], None]
 
@@ -105,7 +136,7 @@ def _checked(argv: list[str]) -> list[str]:
         _check_folder(parsed, "hydra.sweep.dir" if flags.multirun else "hydra.run.dir")
     # A valid argument that conf/ does not name must be added: Hydra would refuse it otherwise.
     changed = {
-        _text(each): _forced(each) if each.key_or_group not in GROUPS else _text(each)
+        each.input_line: _forced(each) if each.key_or_group not in GROUPS else _text(each)
         for each in parsed
     }
     return [changed.get(word, word) for word in argv]
@@ -141,8 +172,16 @@ def _parsed(overrides: Sequence[str]) -> list[Override]:
         ) from error
 
 
+def given(overrides: Sequence[str]) -> set[str]:
+    """The keys and groups that a command line sets, such as ``model`` and ``optim.lr``."""
+    return {each.key_or_group for each in _parsed(overrides)}
+
+
 def _text(override: Override) -> str:
     assert override.input_line is not None
+    value = override.value()
+    if override.key_or_group in TEXT and isinstance(value, int | float):
+        return f"{override.get_key_element()}='{override.get_value_string()}'"
     return override.input_line
 
 

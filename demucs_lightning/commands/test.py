@@ -11,8 +11,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from demucs_lightning import pretrained, scores
-from demucs_lightning.commands import settings
+from demucs_lightning.commands import settings, start
 from demucs_lightning.commands.train import build_module, build_trainer, describe_model, quieten
+from demucs_lightning.pretrained.checkpoints import package_of
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,8 +28,7 @@ def test(cfg: DictConfig) -> None:
     found = checkpoint[pretrained.KEY]
     if found["klass"] in pretrained.CLASSES:  # the file says what to build, the settings need not
         model: Any = pretrained.model_of(checkpoint, cfg.resume_checkpoint)
-        target = f"demucs_lightning.models.{found['klass']}"
-        cfg.model = {"_target_": target, **found["kwargs"]}
+        cfg.model = start.as_settings(package_of(checkpoint, cfg.resume_checkpoint))
         for key in ("sources", "samplerate", "audio_channels"):
             cfg[key] = getattr(model, key)
     pretrained.check_same_model(cfg.resume_checkpoint, checkpoint, describe_model(cfg))

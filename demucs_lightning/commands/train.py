@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from demucs_lightning import pretrained, scores
 from demucs_lightning.callbacks import AtomicIO, FiniteGuard, Progress
-from demucs_lightning.commands import hardware, settings
+from demucs_lightning.commands import hardware, settings, start
 from demucs_lightning.losses import SeparationLoss
 from demucs_lightning.training import LitSeparator
 
@@ -30,21 +30,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(cfg: DictConfig) -> None:
-    run(cfg, Path(HydraConfig.get().runtime.output_dir))
+    hydra = HydraConfig.get()
+    run(cfg, Path(hydra.runtime.output_dir), given=settings.given(hydra.overrides.task))
 
 
-def run(cfg: DictConfig, folder: Path) -> LitSeparator:
-    """Train, score the test set, and leave everything in ``folder``."""
+def run(cfg: DictConfig, folder: Path, *, given: Collection[str] = ()) -> LitSeparator:
+    """Train, score the test set, and leave everything in ``folder``; ``given`` are the settings on
+    the command line.
+    """
     quieten()
+    resume = cfg.resume_checkpoint
+    checkpoint = {} if resume is None else pretrained.read_checkpoint(resume)
+    cfg, transfer = start.begin(cfg, checkpoint, given=given)
     description = describe_model(cfg)
-    resume, checkpoint = cfg.resume_checkpoint, {}
     if resume is not None:
-        checkpoint = pretrained.read_checkpoint(resume)
         pretrained.check_same_model(resume, checkpoint, description)
         pretrained.check_resumable(resume, checkpoint)
     seed_everything(cfg.seed, workers=True, verbose=False)
     trainer = build_trainer(cfg, folder)
     module = build_module(cfg, description)
+    if transfer is not None:
+        module.model.load_state_dict(transfer.weights(module.model.state_dict()))
     if resume is not None:
         pretrained.check_weights(module.model, checkpoint, resume)
     if trainer.precision == "64-true":

@@ -1,0 +1,167 @@
+"""Where a run starts from: ``init_from``, a released model, a checkpoint or a file of weights.
+
+The architecture is the file's. Of the settings, ``sources`` and ``segment`` are the run's, and so
+is what the command line says of ``model.*``. A run that is resumed takes the architecture from its
+own checkpoint, so that the same command line continues it. What can be wrong is found before data
+are downloaded and the model is built. That is also before a distributed run starts its other
+processes, which find the files in the cache that the first one filled.
+"""
+
+import inspect
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from demucs_lightning import pretrained
+from demucs_lightning.commands.settings import conf_folder
+from demucs_lightning.pretrained.checkpoints import package_of
+from demucs_lightning.pretrained.package import Package
+from demucs_lightning.pretrained.stems import Transfer, plan
+
+log = logging.getLogger(__name__)
+
+
+def begin(
+    cfg: DictConfig, checkpoint: Mapping[str, Any], *, given: Collection[str]
+) -> tuple[DictConfig, Transfer | None]:
+    """The settings with the model of ``init_from``, and the weights that training starts with.
+
+    ``checkpoint`` is the content of ``resume_checkpoint``, or empty; ``given`` are the settings on
+    the command line. Raises what ``pretrained.find`` raises, and ValueError where the file and the
+    settings contradict each other.
+    """
+    name, repo = cfg.init_from, cfg.init_repo
+    if name is None:
+        if repo is not None:
+            log.warning("init_repo has no effect without init_from.")
+        return cfg, None
+    if checkpoint:
+        resume = cfg.resume_checkpoint
+        log.info("init_from=%s is not read: training goes on with the model of %s", name, resume)
+        return rebuilt(cfg, package_of(checkpoint, resume), given), None
+    package = member(pretrained.find(name, repo=repo), list(cfg.sources), list(cfg.weights))
+    package = replace(package, origin=_label(name, package))
+    cfg = rebuilt(cfg, package, given)
+    theirs = package.kwargs["sources"]
+    if not set(theirs) & set(cfg.sources):
+        raise ValueError(
+            f"{package.origin} separates {', '.join(theirs)}, none of which is in "
+            f"sources=[{','.join(cfg.sources)}]: name those alike that are to be carried over."
+        )
+    kwargs: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    kwargs.pop("_target_")
+    transfer = plan(package, kwargs)
+    log.info("Starting from %s, the model is %s:", package.origin, package.klass)
+    for line in transfer.decisions:
+        log.info("  %s", line)
+    return cfg, transfer
+
+
+def rebuilt(cfg: DictConfig, package: Package, given: Collection[str]) -> DictConfig:
+    """A copy of the settings whose ``model`` is that of ``package``, for the sources and the
+    segment of the run, with what ``given`` has of ``model.*``.
+
+    Raises ValueError, naming both sides, where ``given`` has another model, or the package another
+    sample rate or number of channels than the settings.
+    """
+    klass = package.klass
+    asked = pretrained.describe(cfg.model._target_, {})["klass"]
+    if asked != klass and {"model", "model._target_"} & set(given):
+        raise ValueError(
+            f"{package.origin} holds the model {klass}, but model={asked} was asked for: leave "
+            "model out, or start from a file of that model."
+        )
+    found: Any = pretrained.build(package)
+    for key, unit in (("samplerate", "Hz"), ("audio_channels", "channels")):
+        theirs = getattr(found, key)
+        if theirs != cfg[key]:
+            raise ValueError(
+                f"{package.origin} is for {theirs} {unit}, but {key} is {cfg[key]}: set "
+                f"{key}={theirs}."
+            )
+    changed = [key for key in given if key.startswith("model.") and key != "model._target_"]
+    model = {**as_settings(package), "sources": "${sources}", "segment": _segment(klass)}
+    settled: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    known = inspect.signature(pretrained.CLASSES[klass]).parameters
+    for key in changed:
+        name = key.split(".")[1]
+        if name not in known:
+            raise ValueError(
+                f"{key} is no argument of {klass}, the model that {package.origin} holds."
+            )
+        model[name] = settled[name]
+    cfg = cfg.copy()
+    cfg.model = model
+    return cfg
+
+
+def as_settings(package: Package) -> dict[str, Any]:
+    """``_target_`` and arguments of a package, as settings that mean no more than they say.
+
+    Raises ValueError, naming the origin, for an argument that settings would take for an
+    instruction: a mapping, which may name something to call, or text with a reference.
+    """
+    model = {"_target_": f"demucs_lightning.models.{package.klass}"}
+    return model | {name: _plain(value, name, package) for name, value in package.kwargs.items()}
+
+
+def _plain(value: Any, name: str, package: Package) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(each, name, package) for each in value]
+    if isinstance(value, Fraction):
+        return int(value) if value.denominator == 1 else float(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str) and "${" not in value:
+        return value
+    raise ValueError(f"{package.origin} is damaged: its {name} is no plain value.")
+
+
+def _segment(klass: str) -> Any:
+    """How the segment of a model follows from the settings, as conf/model says it of its class."""
+    conf = OmegaConf.load(conf_folder() / "model" / f"{klass}.yaml")
+    raw: Any = OmegaConf.to_container(conf, resolve=False)
+    return raw["segment"]
+
+
+def member(release: Any, sources: Sequence[str], weights: Sequence[float]) -> Package:
+    """The one model of a release; of a bag, the one that serves the only source that weighs most.
+
+    Raises ValueError, naming the members, if that is none or more than one.
+    """
+    packages = release.packages
+    if len(packages) == 1:
+        return packages[0]
+    table = release.weights or [[1.0] * len(package.kwargs["sources"]) for package in packages]
+    wanted = [name for name, weight in zip(sources, weights, strict=True) if weight > 0]
+    names = list(packages[0].kwargs["sources"])
+    if len(wanted) == 1 and wanted[0] in names:
+        column = [row[names.index(wanted[0])] for row in table]
+        if column.count(max(column)) == 1:
+            return packages[column.index(max(column))]
+    members: dict[str, str] = {}
+    for package, row in zip(packages, table, strict=True):
+        served = [name for name, weight in zip(names, row, strict=True) if weight > 0]
+        members[_signature(package)] = ", ".join(served)
+    listed = " · ".join(f"{signature} ({served})" for signature, served in members.items())
+    raise ValueError(
+        f"{release.name} is a bag of {len(packages)} models: start from one of them with "
+        f"init_from={next(iter(members))}, or from the one for a single source by weights that are "
+        f"0 for all others. It has {listed}."
+    )
+
+
+def _signature(package: Package) -> str:
+    """Such as 955717e8, of a file named 955717e8-8726e21a.th."""
+    return Path(package.origin).stem.partition("-")[0]
+
+
+def _label(name: str, package: Package) -> str:
+    """What to call the package: as the user did, with the signature if that is something else."""
+    signature = _signature(package)
+    return name if signature in name else f"{name} ({signature})"
