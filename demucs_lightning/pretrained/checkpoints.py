@@ -6,26 +6,17 @@ of their averages) scored best. They are read with ``weights_only=True``, so not
 ever executed, and classes come from a fixed table.
 """
 
-import pickle
-import struct
-import warnings
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from demucs_lightning.pretrained.files import load_torch
 from demucs_lightning.pretrained.package import CLASSES, Package, build
 
 KEY = "demucs_lightning"
 RESUMED = ("epoch", "global_step", "loops", "optimizer_states", "lr_schedulers")
-UNREADABLE = (
-    *(RuntimeError, EOFError, LookupError, OSError, ValueError, TypeError, AttributeError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
-)
 NOT_ARCHITECTURE = ("segment",)  # may differ between a checkpoint and the run that continues it
 
 
@@ -35,23 +26,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises FileNotFoundError or ValueError, naming the file, if it is missing, damaged, holds
     anything else than plain types and tensors, or is not from this project.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: a checkpoint (.ckpt) is expected there.")
-    try:
-        zipped = zipfile.is_zipfile(path)
-        broken = _broken_part(path) if zipped else None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of pickles that it then refuses
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is damaged or holds more than plain data: it was not opened."
-        ) from error
-    except UNREADABLE as error:
-        raise ValueError(f"{path} is damaged or no checkpoint: it can't be read.") from error
-    if broken is not None:
-        raise ValueError(f"{path} is damaged: the checksum of {broken} in it is wrong.")
+    checkpoint = load_torch(path, kind="a checkpoint (.ckpt)")
     described = isinstance(checkpoint, dict) and isinstance(checkpoint.get(KEY), dict)
     if not described or "state_dict" not in checkpoint:
         raise ValueError(
@@ -61,12 +36,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _broken_part(path: Path) -> str | None:
-    with zipfile.ZipFile(path) as archive:
-        return archive.testzip()
-
-
-def _check_structure(path: Path, checkpoint: Mapping[str, Any]) -> None:
+def _check_structure(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
     state = checkpoint[KEY]
     for key, kind in (("klass", str), ("kwargs", dict)):
         if not isinstance(state.get(key), kind):
@@ -141,13 +111,23 @@ def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: str | P
     wanted = {name: value.shape for name, value in model.state_dict().items()}
     own = {name: value.shape for name, value in _own_weights(checkpoint).items()}
     wrong = [name for name in {**wanted, **own} if wanted.get(name) != own.get(name)]
-    for average in checkpoint[KEY].get("emas", {}).values():
-        wrong += [k for k, v in average["state"].items() if wanted.get(k) != v.shape]
     if wrong:
-        raise ValueError(
-            f"{path} is damaged: its {wrong[0]} does not fit the model {checkpoint[KEY]['klass']} "
-            "that it names."
-        )
+        raise _misfit(wrong[0], checkpoint, path)
+    _check_averages(checkpoint, path)
+
+
+def _check_averages(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    own = {name: value.shape for name, value in _own_weights(checkpoint).items()}
+    for average in checkpoint[KEY].get("emas", {}).values():
+        if wrong := [k for k, v in average["state"].items() if own.get(k) != v.shape]:
+            raise _misfit(wrong[0], checkpoint, path)
+
+
+def _misfit(name: str, checkpoint: Mapping[str, Any], path: str | Path) -> ValueError:
+    return ValueError(
+        f"{path} is damaged: its {name} does not fit the model {checkpoint[KEY]['klass']} "
+        "that it names."
+    )
 
 
 def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:
@@ -156,22 +136,22 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Pa
     model.load_state_dict(best_weights(checkpoint))
 
 
-def load_model(path: str | Path) -> nn.Module:
-    """The model of a checkpoint, with its best weights, in eval mode on the CPU.
-
-    Raises what read_checkpoint raises, and ValueError for a class that is not in the table.
-    """
-    return model_of(read_checkpoint(path), path)
-
-
 def model_of(checkpoint: Mapping[str, Any], path: str | Path) -> nn.Module:
-    """As load_model, of a checkpoint that was read from ``path``."""
-    model = build(package_of(checkpoint, path))
-    check_weights(model, checkpoint, path)
-    return model
+    """The model of a checkpoint that was read from ``path``, with its best weights, in eval mode.
+
+    Raises ValueError, naming the file, for a class that is not in the table and for weights that do
+    not fit it.
+    """
+    return build(package_of(checkpoint, path))
+
+
+def read(path: str | Path) -> Package:
+    """The model of a checkpoint, with its best weights. Raises what read_checkpoint raises."""
+    return package_of(read_checkpoint(path), path)
 
 
 def package_of(checkpoint: Mapping[str, Any], path: str | Path) -> Package:
     """The model of a checkpoint that was read from ``path``, with its best weights."""
+    _check_averages(checkpoint, path)
     state = checkpoint[KEY]
     return Package(state["klass"], state["kwargs"], best_weights(checkpoint), str(path))
