@@ -5,7 +5,8 @@ run:
 
 - ``forward(mixture (B, C, T)) -> estimates (B, S, C, T)``, which changes no attribute;
 - ``sources``, the names of the S stems; ``audio_channels``, C; ``samplerate`` in Hz;
-- ``segment``, the length in seconds that separation cuts a track into;
+- ``segment``, the length in seconds that separation cuts a track into, and ``max_segment``, that of
+  the longest input it takes, ``math.inf`` for any;
 - ``valid_length(length)``, the least number of samples, at least ``length``, that the network likes
   best.
 
@@ -14,6 +15,7 @@ Axes, in this package and beyond: **B** batch, **S** sources, **C** audio channe
 **D** transformer width.
 """
 
+from fractions import Fraction
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -32,7 +34,12 @@ class SeparationModel(Protocol):
     sources: list[str]
     audio_channels: int
     samplerate: int
-    segment: float
+
+    @property
+    def segment(self) -> float | Fraction: ...
+
+    @property
+    def max_segment(self) -> float | Fraction: ...
 
     def valid_length(self, length: int) -> int: ...
 
