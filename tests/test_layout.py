@@ -36,9 +36,10 @@ PLACES = {
     "huggingface_hub": ["pretrained.hub", "pretrained.caches"],
     "safetensors": ["pretrained"],
     "diffq": ["pretrained.quantized"],
+    "onnx": ["pretrained.onnx"],
 }
 IMPORTED_AS = {"hydra-core": "hydra", "huggingface-hub": "huggingface_hub", "pyyaml": "yaml"}
-EXTRAS = {"wandb", "diffq", "onnx", "onnxscript"}
+EXTRAS = {"wandb", "diffq", "onnx"}
 MAX_LINES = {"training": 150}  # any other: 400
 
 

@@ -13,8 +13,8 @@ COMMANDS = {
     "train": "train a separator; settings as key=value, --help lists them",
     "test": "score a checkpoint on a test set: resume_checkpoint=PATH",
     "models": "list the released models, download or remove them",
-    "export": "write a model as .safetensors, .th or .onnx",
-    "bag": "make one model of several, such as a specialist for each source",
+    "export": "write a model as .th, .safetensors or .onnx",
+    "bag": "put models together that separate as one, such as a specialist for each source",
     "demo": "train a small separator on songs made on the spot, and hear it",
 }
 USAGE = "\n".join(

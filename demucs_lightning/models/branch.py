@@ -154,7 +154,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
         if self.plan.freq and x.dim() == 3:
-            x = x.view(len(x), self.inputs, -1, x.shape[-1])
+            x = x.view(x.shape[0], self.inputs, -1, x.shape[-1])
         y = x if skip is None else self._refine(x + skip)
         z = self.norm2(self.conv_tr(y))
         pad = self.plan.padding
@@ -204,7 +204,7 @@ class MultiBandEncoder(nn.Module):
             if ratio == 1:
                 limit, after = x.shape[2], pad
             else:
-                rows = round(x.shape[2] * ratio) - start + before
+                rows = round(int(x.shape[2]) * ratio) - start + before
                 limit, after = (
                     start - before + (round((rows - kernel) / stride + 1) - 1) * stride + kernel,
                     0,
@@ -249,7 +249,7 @@ class MultiBandDecoder(nn.Module):
         parts: list[Tensor] = []
         seam, start = None, 0
         for ratio, layer in zip(self.ratios, self.layers, strict=True):
-            limit = x.shape[2] if ratio == 1 else round(x.shape[2] * ratio)
+            limit = x.shape[2] if ratio == 1 else round(int(x.shape[2]) * ratio)
             band, _ = layer(x[:, :, start:limit], skip[:, :, start:limit], length)
             if seam is not None:
                 parts.append(seam + band[:, :, :stride] - layer.conv_tr.bias[:, None, None])

@@ -213,7 +213,7 @@ class Demucs(nn.Module):
         x = self.downsample(x) if self.downsample else x
         x = x * std + mean if self.normalize else x
         return center_trim(x, length).reshape(
-            len(x), len(self.sources), self.audio_channels, length
+            x.shape[0], len(self.sources), self.audio_channels, length
         )
 
     @staticmethod

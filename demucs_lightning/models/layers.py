@@ -58,8 +58,9 @@ class BLSTM(nn.Module):
         width = self.max_steps or length
         stride, edge = width // 2, width // 4
         count = math.ceil(length / stride)
-        padded = F.pad(x, (0, (count - 1) * stride + width - length))
-        frames = padded.unfold(-1, width, stride).transpose(1, 2)  # (B, count, H, width)
+        padded = F.pad(x, (0, width))[..., : (count + 1) * stride]
+        halves = padded.reshape(batch, dim, count + 1, stride).transpose(1, 2)
+        frames = torch.cat([halves[:, :-1], halves[:, 1:]], dim=-1)  # (B, count, H, width)
         y = self._run(frames.reshape(-1, dim, width)).view(batch, count, dim, width)
         centres = y[..., edge : width - edge].transpose(1, 2).reshape(batch, dim, count * stride)
         return torch.cat([y[:, 0, :, :edge], centres, y[:, -1, :, width - edge :]], dim=-1)[
