@@ -17,6 +17,9 @@ HIDDEN = ("_target_", "_partial_", "defaults", "hydra")
 WORDS = {
     "${ones:${sources}}": "all 1",
     "${times:4,${segment}}": "4 × `segment`",
+    "${trained_segment:${segment},${samplerate},${data_augmentation},${augment}}": (
+        "what augmentation leaves of `segment`"
+    ),
     "${monitored:${sources},${weights}}": "`valid/nsdr`, of the only source of any weight",
 }
 
@@ -60,7 +63,7 @@ def tables() -> dict[str, str]:
     """The generated parts of README, by the names of their markers."""
     conf = ROOT / "conf"
     parts = {"settings": table(choices() + settings_of(conf / "config.yaml"))}
-    for name in ("HDemucs", "Demucs"):
+    for name in ("HDemucs", "HTDemucs", "Demucs"):
         rows = settings_of(conf / "model" / f"{name}.yaml", "model.")
         parts[name] = table(rows)
     return parts
@@ -91,7 +94,7 @@ def commands() -> list[str]:
     return re.findall(r"^python (?:train|test)\.py (.*?)(?:\s+#.*)?$", blocks("bash"), re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["settings", "HDemucs", "Demucs"])
+@pytest.mark.parametrize("name", ["settings", "HDemucs", "HTDemucs", "Demucs"])
 def test_the_tables_are_those_of_conf(name):
     assert marked(name, tables()[name]) in README.read_text(encoding="utf-8"), "call update()"
 
