@@ -118,11 +118,10 @@ def test_not_a_number_is_named(tmp_path):
 def test_a_full_disk_is_said(tmp_path, song, monkeypatch, free, message):
     song(tmp_path / "a", ["x"], suffix=".flac")
 
-    def fail(path, samples, samplerate, **_):
-        path.write_bytes(b"half")
-        raise soundfile.SoundFileRuntimeError("broken")
+    def fail(self, block):
+        raise OSError("broken")
 
-    monkeypatch.setattr(soundfile, "write", fail)
+    monkeypatch.setattr("demucs_lightning.audio.wav.WavFile.write", fail)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
     with pytest.raises(OSError, match=message):
         convert(tmp_path / "a" / "x.flac")

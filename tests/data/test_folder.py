@@ -10,7 +10,7 @@ import torch
 from demucs_lightning import audio
 from demucs_lightning.data import FolderTracks
 from demucs_lightning.data.folder import split
-from tests.test_audio import encode, stempeg_song
+from tests.audio.sounds import encode, stempeg_song
 
 NAMES = {f"Song {number}" for number in range(20)}
 ROOT = Path("root")

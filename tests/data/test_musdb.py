@@ -14,7 +14,7 @@ import torch
 from demucs_lightning import audio
 from demucs_lightning.data import Musdb7s, MusdbHQ, normalized
 from demucs_lightning.data.musdb import MUSDB18_7S, MUSDB18_HQ, SOURCES, VALIDATION, Archive
-from tests.test_audio import stempeg_song
+from tests.audio.sounds import stempeg_song
 
 STEMS = (*SOURCES, "mixture")
 TRAIN = ("One", "Two", "Leaf - Summerghost", "ANiMAL - Rockshow", "Three")

@@ -1,0 +1,146 @@
+"""Audio through FFmpeg (PyAV): MP3, M4A, films, and whatever else it decodes.
+
+Only the file itself is opened, whatever it says: a playlist would have others opened, from the net
+too.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import torch
+from av.container import InputContainer
+from av.error import InvalidDataError
+from torch import Tensor
+
+from demucs_lightning.audio.files import decoding, no_audio, truncated, url
+from demucs_lightning.audio.form import AudioInfo, plausible
+from demucs_lightning.audio.whole import promises_length
+
+log = logging.getLogger(__name__)
+
+# Shorter than its header says by more than this (seconds), a file is truncated. What encoders add
+# in front and behind is less than a tenth.
+SLACK = 0.25
+PCM = {
+    "pcm_u8": "PCM_U8",
+    "pcm_s8": "PCM_S8",
+    "pcm_s16": "PCM_16",
+    "pcm_s24": "PCM_24",
+    "pcm_s32": "PCM_32",
+    "pcm_f32": "FLOAT",
+    "pcm_f64": "DOUBLE",
+}
+
+
+@contextmanager
+def opened(path: Path, stream: int) -> Iterator[tuple[InputContainer, av.AudioStream]]:
+    """A container and its audio stream of that number."""
+    options = {"protocol_whitelist": "file"}
+    with (
+        decoding(path),
+        av.open(url(path), options=options, metadata_errors="replace") as container,
+    ):
+        streams = container.streams.audio
+        if not streams:
+            raise ValueError(f"{path} has no sound: no stream in it is audio.")
+        if stream >= len(streams):
+            raise ValueError(
+                f"{path} has {len(streams)} audio streams, so none is number {stream}."
+            )
+        yield container, streams[stream]
+
+
+def av_info(path: Path, container: InputContainer, audio: av.AudioStream) -> AudioInfo:
+    """What the first frame says, as headers don't know all that decoders make (HE-AAC)."""
+    codec = audio.codec_context
+    seconds = _seconds(container, audio) or 0.0
+    first = next(_decoded(path, container, audio), None)
+    if first is None:
+        raise no_audio(path)
+    samplerate, channels = _form(path, first)
+    name = codec.codec.canonical_name
+    subtype = next((depth for start, depth in PCM.items() if name.startswith(start)), name)
+    if name in ("flac", "alac"):
+        subtype = "PCM_16" if first.format.name.startswith("s16") else "PCM_24"
+    frames = max(0, round(seconds * samplerate))
+    return AudioInfo(samplerate, channels, frames, subtype, exact=False)
+
+
+def _form(path: Path, frame: av.AudioFrame) -> tuple[int, int]:
+    form = frame.sample_rate, frame.layout.nb_channels
+    plausible(path, *form)
+    return form
+
+
+def _seconds(container: InputContainer, audio: av.AudioStream) -> float | None:
+    if audio.duration and audio.time_base:
+        return float(audio.duration * audio.time_base)
+    return container.duration / av.time_base if container.duration else None
+
+
+def _promised_seconds(path: Path, container: InputContainer, audio: av.AudioStream) -> float | None:
+    """The length that a header vouches for; None for one that is unknown or a guess."""
+    names = container.format.name
+    if "mp3" in names:
+        vouched = promises_length(path)
+    elif "asf" in names or "matroska" in names:  # they tell the length of the longest stream
+        vouched = sum(stream.type in ("audio", "video") for stream in container.streams) == 1
+    else:
+        vouched = "mp4" in names
+    return _seconds(container, audio) if vouched else None
+
+
+def av_frames(path: Path, stream: int) -> Iterator[av.AudioFrame]:
+    """What FFmpeg decodes, in the decoder's own frames, as interleaved floats: PyAV does not take
+    eight planes."""
+    with opened(path, stream) as (container, audio):
+        promise = _promised_seconds(path, container, audio)
+        floats = av.AudioResampler(format="flt")
+        first, done = (0, 0), 0
+        for decoded in _decoded(path, container, audio):
+            form = _form(path, decoded)
+            first = first if done else form
+            if form != first:
+                raise ValueError(
+                    f"{path} changes its rate or channels at second {done / first[0]:.1f}: "
+                    "a recording of one kind was expected."
+                )
+            for frame in floats.resample(decoded):
+                done += frame.samples
+                yield frame
+    if promise and done and promise - done / first[0] > SLACK:
+        raise truncated(path, round(promise * first[0]), done)
+
+
+def _decoded(
+    path: Path, container: InputContainer, audio: av.AudioStream
+) -> Iterator[av.AudioFrame]:
+    """The frames of a stream. Between those of an MP3 there may be tags and junk, and a last packet
+    may be cut: that is skipped, and said."""
+    tolerant, skipped, sound = "mp3" in container.format.name, 0, False
+    failure: InvalidDataError | None = None
+    for packet in container.demux(audio):
+        try:
+            frames = packet.decode()
+        except InvalidDataError as error:
+            if failure and not tolerant:
+                raise
+            failure = error
+            skipped += 1
+            continue
+        if failure and frames and not tolerant:
+            raise failure
+        sound = sound or bool(frames)
+        yield from frames
+    if failure and not sound:
+        raise failure
+    if skipped:
+        log.warning("%s: %d pieces of it are damaged or no audio and were skipped.", path, skipped)
+
+
+def samples(frame: av.AudioFrame) -> Tensor:
+    """The (C, t) of one of `av_frames`."""
+    return torch.from_numpy(frame.to_ndarray()).reshape(-1, frame.layout.nb_channels).T

@@ -1,0 +1,36 @@
+"""What an audio stream holds, and whether that can be."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+# Beyond these a header is damaged: a rate of 1 Hz would make a second of audio out of one sample.
+RATES = (100, 1_000_000)
+MAX_CHANNELS = 64
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a stream holds; `frames` counts samples per channel, and is a guess unless `exact`.
+
+    `subtype` is PCM_16, PCM_24, PCM_32, FLOAT, ... where samples have a depth (FLAC and ALAC too),
+    or else the name of the codec: mp3, aac, vorbis, opus, ...
+    """
+
+    samplerate: int
+    channels: int
+    frames: int
+    subtype: str
+    exact: bool = True
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return self.frames / self.samplerate
+
+
+def plausible(path: Path, samplerate: int, channels: int) -> None:
+    """Raise ValueError for a rate or a number of channels that no recording has."""
+    if not RATES[0] <= samplerate <= RATES[1]:
+        raise ValueError(f"{path} is damaged: {samplerate} Hz is no rate of audio.")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise ValueError(f"{path} has {channels} channels: 1 to {MAX_CHANNELS} can be read.")
