@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from demucs_lightning.models import Demucs, HDemucs, HTDemucs
     from demucs_lightning.pretrained import load_model
+    from demucs_lightning.separator import Separator
 
-__all__ = ["Demucs", "HDemucs", "HTDemucs", "load_model"]
+__all__ = ["Demucs", "HDemucs", "HTDemucs", "Separator", "load_model"]
 
 _HOME = {
     "Demucs": "models",
     "HDemucs": "models",
     "HTDemucs": "models",
+    "Separator": "separator",
     "load_model": "pretrained",
 }
 

@@ -21,6 +21,7 @@ LAYERS = [
     ["models", "audio", "augment", "repitch", "losses", "metrics", "ema", "optim", "figures"],
     ["separation", "data", "scores"],
     ["pretrained", "training", "callbacks", "resume"],
+    ["separator"],
     ["commands"],
 ]
 # Where a package may be imported. Those that are not named: anywhere but in models.

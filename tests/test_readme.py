@@ -5,11 +5,15 @@ tables anew.
 """
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from demucs_lightning import audio, pretrained
+from demucs_lightning.commands import separate
 from demucs_lightning.commands.settings import compose
+from tests.separator.models import noise, small
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -84,8 +88,11 @@ def update() -> None:
     README.write_text(text, encoding="utf-8")
 
 
-def blocks(language: str) -> str:
+def blocks(language: str, section: str = "") -> str:
+    """The code of that language in README, or in one section of it."""
     text = README.read_text(encoding="utf-8")
+    if section:
+        text = text.split(f"\n## {section}\n")[1].split("\n## ")[0]
     return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
 
 
@@ -139,3 +146,22 @@ def test_the_layout_names_every_module():
     (layout,) = re.findall(r"^```text\n(train\.py.*?)^```", README.read_text(), re.M | re.DOTALL)
     names = {path.name for path in (ROOT / "demucs_lightning").iterdir() if path.name[0] != "_"}
     assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", layout)] == []
+
+
+@pytest.mark.parametrize(
+    "command", re.findall(r"^demucs-lightning separate (.*)$", blocks("bash"), re.MULTILINE)
+)
+def test_the_separate_commands_are_understood(command):
+    assert separate.parser().parse_args(shlex.split(command, comments=True)).tracks
+
+
+def test_the_python_of_separate_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = small(samplerate=44_100)
+    monkeypatch.setattr(pretrained, "load_model", lambda name: model)
+    audio.write("song.wav", noise(2, 200_000), samplerate=44_100)
+    exec(compile(blocks("python", "Separate"), "README.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert "out/song/no_vocals.flac" in said
+    assert "torch.Size([2, " in said
+    assert Path("out/song/vocals.flac").exists()

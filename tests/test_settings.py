@@ -188,12 +188,12 @@ def test_defaults_are_those_of_the_design() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("epocs=3", "epocs is no setting: did you mean epochs."),
-        ("lr=1e-4", "lr is no setting: did you mean optim.lr."),
-        ("model.channel=4", "did you mean model.channels."),
+        ("epocs=3", "epocs is no setting: did you mean epochs?"),
+        ("lr=1e-4", "lr is no setting: did you mean optim.lr?"),
+        ("model.channel=4", "did you mean model.channels?"),
         ("+nobody_reads=1", "nobody_reads is no setting"),
-        ("augment.remix.groupsize=2", "did you mean augment.remix.group_size."),
-        ("trainer.max_stepz=2", "did you mean trainer.max_steps."),
+        ("augment.remix.groupsize=2", "did you mean augment.remix.group_size?"),
+        ("trainer.max_stepz=2", "did you mean trainer.max_steps?"),
         ("trainer.callbacks=[]", "the run itself takes care of it"),
         ("~epochs", "epochs can't be left out"),
         (
@@ -357,3 +357,11 @@ def test_a_sweep_runs_one_after_another(
     )
     training.main(["-m", "optim.lr=1e-4,2e-4", f"hydra.sweep.dir={tmp_path}", *tiny])
     assert rates == [(1e-4, "0"), (2e-4, "1")]
+
+
+def test_with_init_from_the_arguments_of_any_model_are_settings() -> None:
+    cfg = compose(["init_from=htdemucs", "model.t_dropout=0.1"])  # of HTDemucs: the file says so
+    assert cfg.model.t_dropout == 0.1
+    for line in (["model.t_dropout=0.1"], ["init_from=htdemucs", "model.t_drop=0.1"]):
+        with pytest.raises(ValueError, match=r"model\.t_drop(out)? is no setting"):
+            compose(line)

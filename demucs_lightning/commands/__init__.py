@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 COMMANDS = {
     "train": "train a separator; settings as key=value, --help lists them",
     "test": "score a checkpoint on a test set: resume_checkpoint=PATH",
+    "separate": "separate tracks into stems",
     "models": "list the released models, download or remove them",
     "export": "write a model as .th, .safetensors or .onnx",
     "bag": "put models together that separate as one, such as a specialist for each source",
@@ -21,7 +22,7 @@ USAGE = "\n".join(
     [
         "usage: demucs-lightning COMMAND [...]",
         "",
-        *(f"  {name:<7}{text}" for name, text in COMMANDS.items()),
+        *(f"  {name:<9}{text}" for name, text in COMMANDS.items()),
     ]
 )
 

@@ -31,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from demucs_lightning import scores
 from demucs_lightning.commands.checks import check_type, check_values
 from demucs_lightning.commands.explain import explained
+from demucs_lightning.pretrained import CLASSES
 
 GROUPS = ("model", "dset", "logger", "experiment")
 RESERVED = (
@@ -243,13 +244,16 @@ def _check_addition(key: str, cfg: DictConfig, known: list[str]) -> None:
         raise ValueError(f"{key} can't be set: the run itself takes care of it.")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     target = node.get("_target_") if isinstance(node, DictConfig) else None
-    arguments = inspect.signature(get_object(target)).parameters if target else {}
+    arguments = dict(inspect.signature(get_object(target)).parameters) if target else {}
+    if parent == "model" and cfg.init_from is not None:  # of which class, only the file knows
+        for klass in CLASSES.values():
+            arguments |= inspect.signature(klass).parameters
     if name in arguments or any(
         argument.kind is argument.VAR_KEYWORD for argument in arguments.values()
     ):
         return
     allowed = known + [f"{parent}.{argument}" for argument in arguments]
-    raise ValueError(f"{key} is no setting{_nearest(key, allowed)}.")
+    raise ValueError(f"{key} is no setting{_nearest(key, allowed)}")
 
 
 def _nearest(key: str, known: list[str]) -> str:
@@ -260,7 +264,9 @@ def _nearest(key: str, known: list[str]) -> str:
         ends[end] for end in difflib.get_close_matches(last, ends, n=1)
     ]
     found = same or close
-    return f": did you mean {found[0]}" if found else ": python train.py --help lists all settings"
+    return (
+        f": did you mean {found[0]}?" if found else ": python train.py --help lists all settings."
+    )
 
 
 def clear() -> None:

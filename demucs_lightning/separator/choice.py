@@ -1,0 +1,112 @@
+"""Which parts of a mixture are wanted, and how they are made of what the model gives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from demucs_lightning.separation.bags import chosen
+
+OTHER = "other"
+METHODS = ("add", "minus", "none")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The parts that come out.
+
+    ``stems``: some of the model's, None: all. ``two_stems``: one of them and the rest, by
+    ``other_method``: ``add``, the sum of all others, as no_STEM; ``minus``, the mixture without it,
+    as minus_STEM; ``none``, no rest. ``exact_sum``: what the parts lack of the mixture goes to the
+    rest or to the stem `other`, or equally to all where there is none.
+    """
+
+    stems: Sequence[str] | None = None
+    two_stems: str | None = None
+    other_method: str = "add"
+    exact_sum: bool = False
+
+
+class Parts:
+    """A `Choice` for a model: ``names`` of the parts, and the ``stems`` that the model computes.
+
+    Raises ValueError for an unknown stem and for choices that exclude one another.
+    """
+
+    def __init__(self, choice: Choice, model: Any) -> None:
+        self.choice = choice
+        one = choice.two_stems
+        if choice.other_method not in METHODS:
+            raise ValueError(
+                f"other_method is {choice.other_method!r}: it must be one of {', '.join(METHODS)}."
+            )
+        if one is None:
+            self.stems = self.names = chosen(model, choice.stems)
+        else:
+            if choice.stems is not None:
+                raise ValueError("stems and two_stems exclude one another: give one of them.")
+            self.stems, self.names = _pair(chosen(model, [one])[0], choice.other_method, model)
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"stems names one of {', '.join(self.names)} twice.")
+        whole = set(self.stems) == set(model.sources) or len(self.names) > len(self.stems)
+        if choice.exact_sum and not whole:
+            raise ValueError(
+                f"exact_sum needs all parts of the mixture, and only {', '.join(self.names)} "
+                "would come out."
+            )
+
+    @property
+    def needs_mixture(self) -> bool:
+        """Whether the parts can't be made of the stems alone."""
+        return self.choice.exact_sum or self._minus
+
+    @property
+    def _minus(self) -> bool:
+        return self.choice.two_stems is not None and self.choice.other_method == "minus"
+
+    def made(self, stems: Tensor, mixture: Tensor | None) -> Tensor:
+        """The parts (P, C, t) of stems (S, C, t) and the mixture (C, t), where it is needed."""
+        if self.choice.two_stems is not None and self.choice.other_method == "add":
+            at = self.stems.index(self.choice.two_stems)
+            one = stems[at : at + 1]
+            rest = torch.cat([stems[:at], stems[at + 1 :]]).sum(dim=0, keepdim=True)
+            stems = torch.cat([one, rest])
+        elif self._minus:
+            assert mixture is not None
+            stems = torch.cat([stems, mixture[None] - stems])
+        if self.choice.exact_sum:
+            assert mixture is not None
+            stems = self.completed(stems, mixture)
+        return stems
+
+    def completed(self, parts: Tensor, mixture: Tensor, steps: int | None = None) -> Tensor:
+        """The parts (P, C, t), summing up to the mixture (C, t): to float32's rounding, or exactly
+        in units of 1 / ``steps`` of full scale."""
+        if steps is not None:  # a power of two: float32 holds them all
+            parts, mixture = (parts * steps).round(), (mixture * steps).round()
+        lack = mixture - parts.sum(dim=0, dtype=torch.float64)
+        keeper = self._keeper()
+        completed = parts.clone()
+        if keeper is not None:
+            completed[keeper] = parts[keeper] + lack
+        elif steps is None:
+            completed += lack / len(parts)
+        else:  # whole steps: the first parts have one more
+            completed += lack.div(len(parts), rounding_mode="floor")
+            for part, rest in zip(completed, range(len(parts)), strict=True):
+                part += lack.remainder(len(parts)) > rest
+        return completed / (steps or 1)
+
+    def _keeper(self) -> int | None:
+        if self.choice.two_stems is not None:
+            return 1
+        return self.names.index(OTHER) if OTHER in self.names else None
+
+
+def _pair(one: str, method: str, model: Any) -> tuple[list[str], list[str]]:
+    """The stems to compute and the names of the parts, for one stem and the rest."""
+    if method == "add":
+        return list(model.sources), [one, f"no_{one}"]
+    return [one], [one] if method == "none" else [one, f"minus_{one}"]

@@ -1,0 +1,95 @@
+"""What a separation computes on, and in which precision."""
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+
+from demucs_lightning.separation import on_devices
+
+PRECISIONS = ("auto", "fp32", "bf16")
+Computing = Callable[[], AbstractContextManager[Any]]
+
+
+def devices_of(wanted: str | torch.device | Sequence[str | torch.device]) -> list[torch.device]:
+    """The devices that a setting names: ``auto``, one such as ``cuda:1``, or several.
+
+    ``auto`` is the first CUDA device, or else MPS, or else the CPU. Raises ValueError for a name
+    that is none, or a device that this machine lacks.
+    """
+    if isinstance(wanted, str):
+        wanted = wanted.split(",")
+    elif isinstance(wanted, torch.device):
+        wanted = [wanted]
+    if not wanted:
+        raise ValueError("device is empty: it must be auto, cpu, cuda, cuda:1, mps or several.")
+    return [_device(each) for each in wanted]
+
+
+def _device(name: str | torch.device) -> torch.device:
+    if name == "auto":
+        return automatic()
+    try:
+        device = torch.device(name.strip() if isinstance(name, str) else name)
+    except RuntimeError:
+        raise ValueError(
+            f"device is {name!r}: it must be auto, cpu, cuda, cuda:1 or mps."
+        ) from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = torch.cuda.current_device() if count and device.index is None else device.index
+        if not count or index >= count:
+            there = f"{count} CUDA devices" if count else "no CUDA device"
+            raise ValueError(f"device is {name}: this machine has {there}.")
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device is {name}: this machine has no such device.")
+    return device
+
+
+def automatic() -> torch.device:
+    """A GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def described(devices: Sequence[torch.device]) -> str:
+    """Such as ``NVIDIA H200`` or ``CPU (8 threads)``."""
+    first = devices[0]
+    times = f"{len(devices)} x " if len(devices) > 1 else ""
+    if first.type == "cuda":
+        return times + torch.cuda.get_device_name(first)
+    if first.type == "cpu":
+        return f"CPU ({torch.get_num_threads()} threads)"
+    return times + first.type
+
+
+def precision_of(wanted: str, device: torch.device) -> str:
+    """``fp32`` or ``bf16``; ``auto`` is bf16 on a CUDA device that has it, and fp32 elsewhere."""
+    if wanted not in PRECISIONS:
+        raise ValueError(f"precision is {wanted!r}: it must be one of {', '.join(PRECISIONS)}.")
+    if wanted != "auto":
+        return wanted
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def placed(model: Any, devices: Sequence[torch.device], *, keep: bool) -> Any:
+    """The model in eval mode on the devices; with ``keep``, what is given stays as it is."""
+    if len(devices) > 1:
+        return on_devices(model, devices).eval()
+    (device,) = devices
+    there = all(weights.device == device for weights in model.parameters())
+    if there and not model.training:
+        return model
+    return (copy.deepcopy(model) if keep else model).to(device).eval()
+
+
+def computing(device: torch.device, precision: str) -> Computing:
+    """Makes the context that models run in."""
+    if precision == "fp32":
+        return nullcontext
+    return partial(torch.autocast, device.type, torch.bfloat16)

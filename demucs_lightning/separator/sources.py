@@ -1,0 +1,143 @@
+"""Recordings that are read block by block, from a file or from memory, as often as it takes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from demucs_lightning import audio
+from demucs_lightning.audio.form import MAX_CHANNELS, RATES
+from demucs_lightning.separation import Level, statistics
+
+INTEGERS = {torch.int16: 2**15, torch.int32: 2**31}
+
+
+class Source(Protocol):
+    """Iterating gives the recording from its start, in finite blocks (C, t) float32."""
+
+    samplerate: int
+    channels: int
+
+    def __iter__(self) -> Iterator[Tensor]: ...
+
+
+class Recording:
+    """Samples in memory: (C, T) or (T,), floating point with full scale at 1, int16 or int32.
+
+    Raises ValueError for another shape or type, no sample, NaN and infinity.
+    """
+
+    def __init__(self, samples: Tensor | np.ndarray, samplerate: int) -> None:
+        given = torch.as_tensor(samples).detach()
+        if given.ndim not in (1, 2) or not given.numel():
+            raise ValueError(
+                f"The mixture is {tuple(given.shape)}: it must be (channels, samples), with a "
+                "sample at least."
+            )
+        if RATES[0] > samplerate or samplerate > RATES[1]:
+            raise ValueError(f"samplerate is {samplerate}: {RATES[0]} to {RATES[1]} Hz can be.")
+        self._samples = given[None] if given.ndim == 1 else given
+        self.samplerate, self.channels = int(samplerate), len(self._samples)
+        if self.channels > MAX_CHANNELS:
+            raise ValueError(
+                f"The mixture has {self.channels} channels: it must be (channels, samples), so "
+                "(samples, channels) is to be transposed."
+            )
+        if not given.dtype.is_floating_point and given.dtype not in INTEGERS:
+            raise ValueError(f"The mixture is {given.dtype}: floats, int16 or int32 can be.")
+
+    def __iter__(self) -> Iterator[Tensor]:
+        scale = INTEGERS.get(self._samples.dtype, 1)
+        for number, block in enumerate(self._samples.split(audio.BLOCK, dim=-1)):
+            samples = block.cpu().double() / scale if scale > 1 else block.cpu()
+            yield checked(samples.float(), number * audio.BLOCK / self.samplerate, self.samplerate)
+
+
+def checked(block: Tensor, second: float, samplerate: int) -> Tensor:
+    """The block (C, t), which starts at that second; ValueError where it isn't finite."""
+    good = torch.isfinite(block).all(dim=0)
+    if not good.all():
+        at = second + int((~good).nonzero()[0]) / samplerate
+        raise ValueError(f"The mixture holds NaN or infinite values at second {at:.3f}.")
+    return block
+
+
+def opened(source: Any, samplerate: int | None, own: int) -> Source:
+    """A file by its path, or samples at `samplerate`; at the model's ``own`` rate if it is None."""
+    if not isinstance(source, str | Path):
+        if not isinstance(source, Tensor | np.ndarray):
+            kind = type(source).__name__
+            raise ValueError(f"The mixture is a {kind}: a path, an array or a tensor can be.")
+        return Recording(source, own if samplerate is None else samplerate)
+    if samplerate is not None:
+        raise ValueError(f"{source} knows its rate itself: leave samplerate out.")
+    return audio.stream(source)
+
+
+class Survey(NamedTuple):
+    """What is known of a recording after a first reading: its length in samples, the highest
+    absolute value, and the level of each group of channels, at the model's rate."""
+
+    frames: int
+    peak: float
+    levels: list[Level]
+
+
+def groups(channels: int, width: int) -> list[slice]:
+    """Channels that a model of ``width`` hears together: the first ones, the next, and so on."""
+    return [slice(start, start + width) for start in range(0, channels, width)]
+
+
+def survey(source: Source, samplerate: int, width: int) -> Survey:
+    """Read a recording once for each group of channels; it must have a sample."""
+    frames, peak = 0, 0.0
+
+    def noted() -> Iterator[Tensor]:
+        nonlocal frames, peak
+        frames = 0
+        for block in source:
+            frames += block.shape[-1]
+            peak = max(peak, block.abs().max().item() if block.numel() else 0.0)
+            yield block
+
+    levels = [
+        statistics(heard(noted(), group, source.samplerate, samplerate, width))
+        for group in groups(source.channels, width)
+    ]
+    return Survey(frames, peak, levels)
+
+
+def heard(
+    blocks: Iterator[Tensor], group: slice, old: int, new: int, width: int
+) -> Iterator[Tensor]:
+    """The blocks (C, t) as a model hears a group of their channels: (``width``, t) at ``new`` Hz.
+
+    A channel that is alone in its group is given to the model in all of its channels.
+    """
+    resampler, done = None, 0
+    for block in blocks:
+        block = block[group]
+        resampler = resampler or audio.Resampler(len(block), old=old, new=new)
+        converted = audio.convert_channels(_filled(resampler(block), width), width)
+        done += converted.shape[-1]
+        yield converted
+    if resampler is None or old == new:
+        return
+    rest = audio.convert_channels(_filled(resampler.flush(), width), width)
+    # A sample or two at a higher rate are not nothing.
+    yield rest if done + rest.shape[-1] else torch.zeros(width, 1)
+
+
+def _filled(block: Tensor, width: int) -> Tensor:
+    """With silent channels where there are several, and still too few."""
+    if 1 < len(block) < width:
+        return torch.cat([block, block.new_zeros(width - len(block), block.shape[-1])])
+    return block
+
+
+def resized_length(frames: int, old: int, new: int) -> int:
+    """The length at another rate; what has a sample has one there too."""
+    return max(1, audio.resampled_length(frames, old=old, new=new)) if frames else 0
