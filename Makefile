@@ -17,7 +17,7 @@ help:
 	@echo "make test    style, types and tests"
 	@echo "make lint    style and types"
 	@echo "make format  put the code into the house style"
-	@echo "make bench   data loader, training step and its memory beside their peers"
+	@echo "make bench   data loader, training step, memory and separation beside their peers"
 	@echo "make clean   remove the environment and the caches"
 
 setup: $(STAMP)
@@ -57,6 +57,7 @@ bench: $(STAMP)
 	@$(BIN)/python benchmarks/loader.py
 	@$(BIN)/python benchmarks/train_step.py
 	@$(BIN)/python benchmarks/memory.py
+	@$(BIN)/python benchmarks/separate.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
