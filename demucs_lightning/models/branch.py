@@ -1,7 +1,7 @@
 """Encoder and decoder layers of one branch of a hybrid U-Net, over frequency or over time.
 
-A frequency layer convolves ``(B, H, F, N)`` along F, a time layer ``(B, H, T)`` along T; both are
-the same figure:
+A frequency layer convolves ``(B, H, F, N)`` along F, a time layer ``(B, H, 1, T)`` along T; both
+are the same figure:
 
     encoder: convolution (stride) ─ norm ─ GELU ─ DConv ─ rewrite ─ norm ─ GLU
     decoder: + skip ─ rewrite ─ norm ─ GLU ─ DConv ─ transposed convolution (stride) ─ norm ─ GELU
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demucs_lightning.models.layers import DConv
+from demucs_lightning.models.layout import Conv1d, ConvTranspose1d, HalvesConv1d, HalvesConv2d, glu
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,13 @@ class LayerPlan:
             return nn.Conv2d(
                 inputs, outputs, (self.kernel_size, 1), (self.stride, 1), (self.padding, 0)
             )
-        return nn.Conv1d(inputs, outputs, self.kernel_size, self.stride, self.padding)
+        return Conv1d(inputs, outputs, self.kernel_size, self.stride, self.padding)
 
     def up(self, inputs: int, outputs: int) -> nn.Module:
         """Unpadded: the decoder trims, because it alone knows the length to return to."""
         if self.freq:
             return nn.ConvTranspose2d(inputs, outputs, (self.kernel_size, 1), (self.stride, 1))
-        return nn.ConvTranspose1d(inputs, outputs, self.kernel_size, self.stride)
+        return ConvTranspose1d(inputs, outputs, self.kernel_size, self.stride)
 
     def rewriting(self, width: int, context: int, *, context_freq: bool = True) -> nn.Module | None:
         """Doubles ``width`` for a GLU; sees ``context`` steps on either side, of both axes or of
@@ -69,31 +70,18 @@ class LayerPlan:
         if not self.rewrite:
             return None
         if not self.freq:
-            return nn.Conv1d(width, 2 * width, 2 * context + 1, padding=context)
+            conv1d = Conv1d if self.norm_groups else HalvesConv1d
+            return conv1d(width, 2 * width, 2 * context + 1, padding=context)
         over_freq = context if context_freq else 0
-        return nn.Conv2d(
+        conv2d = nn.Conv2d if self.norm_groups else HalvesConv2d
+        return conv2d(
             width, 2 * width, (2 * over_freq + 1, 2 * context + 1), padding=(over_freq, context)
         )
 
 
-def run_dconv(dconv: DConv | None, x: Tensor) -> Tensor:
-    """DConv over the last axis of ``(B, H, T)``, or of every frequency of ``(B, H, F, N)`` on its
-    own."""
-    if dconv is None:
-        return x
-    if x.dim() == 3:
-        return dconv(x)
-    batch, width, bins, frames = x.shape
-    rows = x.transpose(1, 2).reshape(batch * bins, width, frames)
-    return dconv(rows).view(batch, bins, width, frames).transpose(1, 2)
-
-
 class EncoderLayer(nn.Module):
-    """``(B, inputs, F, N)`` to ``(B, outputs, F / stride, N)``, or ``(B, inputs, T)`` to ``(B,
-    outputs, ⌈T / stride⌉)``.
-
-    A time layer takes ``(B, H, 1, N)`` too, where the frequency branch has come down to one bin.
-    """
+    """``(B, inputs, F, N)`` to ``(B, outputs, F / stride, N)``, or ``(B, inputs, 1, T)`` to ``(B,
+    outputs, 1, ⌈T / stride⌉)``."""
 
     def __init__(self, inputs: int, outputs: int, plan: LayerPlan, *, context: int = 0) -> None:
         super().__init__()
@@ -107,20 +95,19 @@ class EncoderLayer(nn.Module):
         self.dconv = plan.residual(outputs, 1)
 
     def forward(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
-        """``inject (B, outputs, T)``, from the time branch, joins after the strided convolution."""
+        """``inject (B, outputs, 1, T)``, from the time branch, joins after the strided
+        convolution."""
         if not self.plan.freq:
-            x = x.flatten(1, 2) if x.dim() == 4 else x
             rest = -x.shape[-1] % self.plan.stride
             x = F.pad(x, (0, rest)) if rest else x
         x = self.conv(x)
         if self.plan.empty:
             return x
-        if inject is not None:
-            x = x + (inject[:, :, None] if x.dim() == 4 else inject)
-        x = run_dconv(self.dconv, F.gelu(self.norm1(x)))
+        x = F.gelu(self.norm1(x if inject is None else x + inject))
+        x = x if self.dconv is None else self.dconv(x)
         if self.rewrite is None or self.norm2 is None:
             return x
-        return F.glu(self.norm2(self.rewrite(x)), dim=1)
+        return glu(self.norm2(self.rewrite(x)))
 
 
 class DecoderLayer(nn.Module):
@@ -142,7 +129,6 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.plan = plan
-        self.inputs = inputs
         self.last = last
         self.conv_tr = plan.up(inputs, outputs)
         self.norm2 = plan.norm(outputs)
@@ -153,8 +139,6 @@ class DecoderLayer(nn.Module):
         self.dconv = plan.residual(inputs, 2)
 
     def forward(self, x: Tensor, skip: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
-        if self.plan.freq and x.dim() == 3:
-            x = x.view(x.shape[0], self.inputs, -1, x.shape[-1])
         y = x if skip is None else self._refine(x + skip)
         z = self.norm2(self.conv_tr(y))
         pad = self.plan.padding
@@ -166,8 +150,8 @@ class DecoderLayer(nn.Module):
 
     def _refine(self, x: Tensor) -> Tensor:
         if self.rewrite is not None and self.norm1 is not None:
-            x = F.glu(self.norm1(self.rewrite(x)), dim=1)
-        return run_dconv(self.dconv, x)
+            x = glu(self.norm1(self.rewrite(x)))
+        return x if self.dconv is None else self.dconv(x)
 
 
 class MultiBandEncoder(nn.Module):

@@ -18,6 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from demucs_lightning.models.layers import BLSTM, DConv, Resample, center_trim, rescale_convolutions
+from demucs_lightning.models.layout import (
+    GLU,
+    Conv1d,
+    ConvTranspose1d,
+    HalvesConv1d,
+    entering,
+    rows,
+    unrows,
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,9 @@ class LayerPlan:
         """A convolution that mixes channels, normed and gated: keeps ``width``."""
         if not self.rewrite:
             return []
-        wide, gate = (2 * width, nn.GLU(dim=1)) if self.glu else (width, nn.ReLU())
-        return [nn.Conv1d(width, wide, 2 * context + 1, padding=context), self.norm(wide), gate]
+        wide, gate = (2 * width, GLU()) if self.glu else (width, nn.ReLU())
+        conv = HalvesConv1d if self.glu and not self.norm_groups else Conv1d
+        return [conv(width, wide, 2 * context + 1, padding=context), self.norm(wide), gate]
 
     def residual(self, width: int, mode: int) -> list[nn.Module]:
         return [DConv(width, **self.dconv)] if self.dconv_mode & mode else []
@@ -58,11 +68,11 @@ class LayerPlan:
 class EncoderLayer(nn.Sequential):
     """Strided convolution → norm → activation → DConv → rewrite.
 
-    ``(B, inputs, T)`` to ``(B, outputs, (T - kernel_size) / stride + 1)``.
+    ``(B, inputs, 1, T)`` to ``(B, outputs, 1, (T - kernel_size) / stride + 1)``.
     """
 
     def __init__(self, inputs: int, outputs: int, plan: LayerPlan) -> None:
-        down = nn.Conv1d(inputs, outputs, plan.kernel_size, plan.stride)
+        down = Conv1d(inputs, outputs, plan.kernel_size, plan.stride)
         super().__init__(
             down,
             plan.norm(outputs),
@@ -75,13 +85,13 @@ class EncoderLayer(nn.Sequential):
 class DecoderLayer(nn.Sequential):
     """Rewrite → DConv → transposed convolution → norm → activation.
 
-    ``(B, inputs, T)`` to ``(B, outputs, (T - 1) · stride + kernel_size)``. The ``last`` layer ends
-    with its convolution.
+    ``(B, inputs, 1, T)`` to ``(B, outputs, 1, (T - 1) · stride + kernel_size)``. The ``last`` layer
+    ends with its convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, plan: LayerPlan, *, last: bool) -> None:
         refine = [*plan.rewriting(inputs, plan.context), *plan.residual(inputs, 2)]
-        up = nn.ConvTranspose1d(inputs, outputs, plan.kernel_size, plan.stride)
+        up = ConvTranspose1d(inputs, outputs, plan.kernel_size, plan.stride)
         finish = [] if last else [plan.norm(outputs), plan.activation()]
         super().__init__(*refine, up, *finish)
 
@@ -202,13 +212,15 @@ class Demucs(nn.Module):
         x = F.pad(x, (padding // 2, padding - padding // 2))
         x = self.upsample(x) if self.upsample else x
 
+        x = entering(x[:, :, None], self)
         skips = []
         for encode in self.encoder:
             x = encode(x)
             skips.append(x)
-        x = self.lstm(x) if self.lstm else x
+        x = unrows(self.lstm(rows(x)), 1) if self.lstm else x
         for decode in self.decoder:
             x = decode(x + center_trim(skips.pop(), x.shape[-1]))
+        x = x[:, :, 0].to(mixture.dtype)
 
         x = self.downsample(x) if self.downsample else x
         x = x * std + mean if self.normalize else x

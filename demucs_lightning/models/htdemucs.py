@@ -17,10 +17,11 @@ from dataclasses import fields
 from fractions import Fraction
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from demucs_lightning.models.hybrid import HybridUNet
+from demucs_lightning.models.layout import Conv1d, channels_last
 from demucs_lightning.models.transformer import CrossTransformerEncoder, TransformerOptions
 
 # Arguments of HybridUNet that are none of HTDemucs': always two branches, and plain DConv.
@@ -130,10 +131,10 @@ class HTDemucs(HybridUNet):
                 "at the transformer, which needs one: leave it out, or set t_layers=0"
             )
         if bottom_channels:
-            self.channel_upsampler = nn.Conv1d(width, bottom_channels, 1)
-            self.channel_downsampler = nn.Conv1d(bottom_channels, width, 1)
-            self.channel_upsampler_t = nn.Conv1d(width, bottom_channels, 1)
-            self.channel_downsampler_t = nn.Conv1d(bottom_channels, width, 1)
+            self.channel_upsampler = Conv1d(width, bottom_channels, 1)
+            self.channel_downsampler = Conv1d(bottom_channels, width, 1)
+            self.channel_upsampler_t = Conv1d(width, bottom_channels, 1)
+            self.channel_downsampler_t = Conv1d(bottom_channels, width, 1)
         self.bottom_channels = bottom_channels
         self.crosstransformer = (
             CrossTransformerEncoder(bottom_channels or width, options) if t_layers else None
@@ -182,14 +183,13 @@ class HTDemucs(HybridUNet):
     def bottleneck(self, x_freq: Tensor, x_time: Tensor) -> tuple[Tensor, Tensor]:
         if self.crosstransformer is None:
             return x_freq, x_time
-        if not self.bottom_channels:
-            return self.crosstransformer(x_freq, x_time)
-        bins = x_freq.shape[2]
-        x_freq = self.channel_upsampler(x_freq.flatten(2)).unflatten(2, (bins, -1))
-        x_time = self.channel_upsampler_t(x_time)
-        x_freq, x_time = self.crosstransformer(x_freq, x_time)
-        x_freq = self.channel_downsampler(x_freq.flatten(2)).unflatten(2, (bins, -1))
-        return x_freq, self.channel_downsampler_t(x_time)
+        if self.bottom_channels:
+            x_freq, x_time = self.channel_upsampler(x_freq), self.channel_upsampler_t(x_time)
+        x_freq, tokens = self.crosstransformer(x_freq, x_time[:, :, 0])
+        x_freq, x_time = channels_last(x_freq), channels_last(tokens[:, :, None])
+        if self.bottom_channels:
+            x_freq, x_time = self.channel_downsampler(x_freq), self.channel_downsampler_t(x_time)
+        return x_freq, x_time
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters as an optimizer takes them, the transformer's in a group of that name,

@@ -29,6 +29,7 @@ from demucs_lightning.models.branch import (
     banded_encoder,
 )
 from demucs_lightning.models.layers import ScaledEmbedding, rescale_convolutions
+from demucs_lightning.models.layout import entering
 from demucs_lightning.models.stft import Spectral
 
 Skip = tuple[Tensor | None, int]
@@ -234,23 +235,26 @@ class HybridUNet(nn.Module):
 
         From the channels of a mixture's spectrogram ``(B, K, F, N)``, where K is 2C with ``cac``
         and C without, and its waveform ``(B, C, T)``, to those of the stems: ``(B, S, K, F, N)``
-        and ``(B, S, C, T)``, the latter None unless ``hybrid``.
+        and ``(B, S, C, T)``, the latter None unless ``hybrid``. In and out are in the precision of
+        the signal, what is between in that of the weights.
         """
         x_freq, *scale_freq = standardize(x_freq)
-        x_time, *scale_time = standardize(x_time)
+        x_time, *scale_time = standardize(x_time[:, :, None])
 
+        x_freq, x_time = entering(x_freq, self), entering(x_time, self)
         x_freq, x_time, skips_freq, skips_time = self.encode(x_freq, x_time)
         x_freq, x_time = self.bottleneck(x_freq, x_time)
         x_freq, x_time = self.decode(x_freq, x_time, skips_freq, skips_time)
 
         stems = len(self.sources)
-        time = restore(x_time, stems, *scale_time) if self.hybrid else None
+        time = restore(x_time, stems, *scale_time)[:, :, :, 0] if self.hybrid else None
         return restore(x_freq, stems, *scale_freq), time
 
     def encode(
         self, x_freq: Tensor, x_time: Tensor
     ) -> tuple[Tensor, Tensor, list[Skip], list[Skip]]:
-        """Down both branches. A skip is a layer's output and the steps of time that entered it."""
+        """Down both branches, both in 4 dimensions. A skip is a layer's output and the steps of
+        time that entered it."""
         skips_freq, skips_time = [], []
         for index, encode in enumerate(self.encoder):
             inject = None
@@ -281,7 +285,7 @@ class HybridUNet(nn.Module):
             x_freq, before = decode(x_freq, *skips_freq.pop())
             if self.hybrid and index >= parting:
                 skip, length = skips_time.pop()
-                x_time = before[:, :, 0] if skip is None else x_time
+                x_time = before if skip is None else x_time
                 x_time, _ = self.tdecoder[index - parting](x_time, skip, length)
         return x_freq, x_time
 
@@ -305,9 +309,9 @@ def standardize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each example of ``x (B, ...)`` at zero mean and unit deviation; its mean and deviation."""
     axes = tuple(range(1, x.dim()))
     mean, std = x.mean(dim=axes, keepdim=True), x.std(dim=axes, keepdim=True)
-    return (x - mean) / (1e-5 + std), mean, std
+    return (x - mean).div_(1e-5 + std), mean, std
 
 
 def restore(x: Tensor, stems: int, mean: Tensor, std: Tensor) -> Tensor:
     """``(B, S · K, ...)`` to ``(B, S, K, ...)`` with the mixture's mean and deviation again."""
-    return x.unflatten(1, (stems, -1)) * std[:, None] + mean[:, None]
+    return (x.to(std.dtype) * std).add_(mean).unflatten(1, (stems, -1))

@@ -48,6 +48,23 @@ def istft(spec: Tensor, hop_length: int, length: int) -> Tensor:
     return audio.view(*lead, length)
 
 
+def overlap_add(spec: Tensor, hop_length: int) -> Tensor:
+    """``(..., F, N)`` without the Nyquist bin, with hops of F / 2, to ``(..., (N + 3) *
+    hop_length)``: frame n starts at sample n · hop_length.
+
+    Four windows overlap everywhere but at the ends, where the sound is faded. Beside ``istft``, it
+    saves three passes over all frames.
+    """
+    n_fft, frames = 2 * spec.shape[-2], spec.shape[-1]
+    window = torch.hann_window(n_fft, device=spec.device, dtype=spec.real.dtype)
+    window = window.mul_(n_fft**0.5 / 1.5)  # the squares of four Hann windows add up to 1.5
+    pieces = torch.fft.irfft(spec.movedim(-1, 0), n=n_fft).unflatten(-1, (-1, hop_length))
+    audio = pieces.new_zeros(frames + 3, *spec.shape[:-2], hop_length)
+    for quarter, part in enumerate(window.view(-1, hop_length)):
+        audio[quarter : quarter + frames].addcmul_(pieces[..., quarter, :], part)
+    return audio.movedim(0, -2).flatten(-2)
+
+
 def pad_reflect(x: Tensor, left: int, right: int) -> Tensor:
     """Reflect ``x (..., T)`` at its ends; where T is too short for that, zeros first make it just
     long enough."""
@@ -98,23 +115,20 @@ class Spectral:
 
     def audio(self, spec: Tensor, length: int) -> Tensor:
         """``(..., F, N)`` complex to ``(..., length)`` real, the inverse of ``spec``."""
-        spec = F.pad(spec, (0, 0, 0, 1))
         if not self.aligned:
-            return istft(spec, self.hop_length, length)
-        spec = F.pad(spec, (2, 2))
-        whole = self.hop_length * math.ceil(length / self.hop_length)
+            return istft(F.pad(spec, (0, 0, 0, 1)), self.hop_length, length)
         if self.zero_padded:  # matches demucs 4: what was padded on the left is not cut off again
-            return istft(spec, self.hop_length, whole)[..., :length]
+            return istft(F.pad(spec, (2, 2, 0, 1)), self.hop_length, length)
         left = self.hop_length // 2 * 3
-        return istft(spec, self.hop_length, whole + 2 * left)[..., left : left + length]
+        return overlap_add(spec, self.hop_length)[..., left : left + length]
 
     def to_channels(self, spec: Tensor) -> Tensor:
-        """``(B, C, F, N)`` complex to what the network sees, ``(B, 2C or C, F, N)`` real."""
+        """``(B, C, F, N)`` complex to what the network sees, ``(B, 2C or C, F, N)`` real, channels
+        last."""
         if not self.cac:
             return spec.abs()
-        batch, channels, bins, frames = spec.shape
-        parts = torch.view_as_real(spec).permute(0, 1, 4, 2, 3)
-        return parts.reshape(batch, 2 * channels, bins, frames)
+        parts = torch.view_as_real(spec.permute(0, 2, 3, 1).contiguous())
+        return parts.flatten(3).permute(0, 3, 1, 2)
 
     def from_channels(self, output: Tensor, spec: Tensor, *, floored: bool) -> Tensor:
         """The network's ``(B, S, 2C or C, F, N)`` to ``(B, S, C, F, N)`` complex; ``spec`` is the
@@ -125,9 +139,10 @@ class Spectral:
         a Wiener filter takes it).
         """
         if self.cac:
-            batch, sources, _, bins, frames = output.shape
-            parts = output.view(batch, sources, -1, 2, bins, frames).permute(0, 1, 2, 4, 5, 3)
-            return torch.view_as_complex(parts.contiguous())
+            parts = output.unflatten(2, (-1, 2)).permute(0, 1, 2, 4, 5, 3)
+            # Of channels that lie last, the parts are neighbours already.
+            neighbours = parts.stride(-1) == 1
+            return torch.view_as_complex(parts if neighbours else parts.contiguous())
         if floored:
             return (spec / (1e-8 + spec.abs()))[:, None] * output
         return torch.polar(torch.ones_like(spec.real), spec.angle())[:, None] * output

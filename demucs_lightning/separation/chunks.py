@@ -47,11 +47,12 @@ class Chunks:
     def separate(self, mixture: Incoming, offsets: Sequence[int], size: int) -> tuple[Tensor, ...]:
         """Stems (B, S, C, size) of the chunks at ``offsets``, which are one batch for the model.
 
-        They go to the model's device and precision, and come back to the mixture's.
+        They go to the model's device, in the mixture's precision: the model's own is for what lies
+        between its STFT and the inverse.
         """
         margin, length = self.margin(size), self.widened(size)
         windows = torch.cat([mixture.window(offset - margin, length) for offset in offsets])
-        estimates = self.run(windows.to(_like(self.model, windows)))
+        estimates = self.run(windows.to(_device(self.model, windows)))
         if self.stems is not None:
             estimates = estimates[:, self.stems]
         return estimates[..., margin : margin + size].to(windows).chunk(len(offsets))
@@ -134,7 +135,6 @@ class Pass:
         return (whole, chunk) if whole else ([self.at], mixture.end - self.at)
 
 
-def _like(model: SeparationModel, mixture: Tensor) -> Tensor:
-    """A tensor on the device of the model and in its precision."""
+def _device(model: SeparationModel, mixture: Tensor) -> torch.device:
     weights = model.parameters() if isinstance(model, nn.Module) else ()
-    return next(iter(weights), mixture)
+    return next(iter(weights), mixture).device

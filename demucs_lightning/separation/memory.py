@@ -48,7 +48,7 @@ def measured(model: Any, chunk: int) -> Need | None:
     if weights is None or weights.device.type != "cuda":
         return None
     device = weights.device
-    silence = weights.new_zeros(1, model.audio_channels, model.valid_length(chunk))
+    silence = torch.zeros(1, model.audio_channels, model.valid_length(chunk), device=device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     try:

@@ -76,11 +76,11 @@ class Separator:
                 f"segment is {segment}: the model takes chunks of at most "
                 f"{float(found.max_segment):g} seconds, as long as it was trained on."
             )
-        self.model = placed(found, self.devices, keep=given)
+        self.model = placed(found, self.devices, precision=self.precision, keep=given)
         self._engine = Engine(
             model=self.model,
             device=self.devices[0],
-            computing=computing(self.devices[0], self.precision),
+            computing=computing(found, self.devices[0], self.precision),
             settings=settings,
         )
 

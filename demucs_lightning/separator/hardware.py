@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from demucs_lightning.separation import on_devices
+from demucs_lightning import pretrained
+from demucs_lightning.separation import BagOfModels, on_devices
 
 PRECISIONS = ("auto", "fp32", "bf16")
 Computing = Callable[[], AbstractContextManager[Any]]
@@ -77,19 +78,33 @@ def precision_of(wanted: str, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def placed(model: Any, devices: Sequence[torch.device], *, keep: bool) -> Any:
-    """The model in eval mode on the devices; with ``keep``, what is given stays as it is."""
+def placed(model: Any, devices: Sequence[torch.device], *, precision: str, keep: bool) -> Any:
+    """The model in eval mode on the devices, a model of this package in the precision itself; with
+    ``keep``, what is given stays as it is.
+    """
+    lowered = precision == "bf16" and is_own(model)
+    if keep and lowered:
+        model = copy.deepcopy(model)
+    model = model.bfloat16() if lowered else model
     if len(devices) > 1:
         return on_devices(model, devices).eval()
     (device,) = devices
     there = all(weights.device == device for weights in model.parameters())
     if there and not model.training:
         return model
-    return (copy.deepcopy(model) if keep else model).to(device).eval()
+    return (copy.deepcopy(model) if keep and not lowered else model).to(device).eval()
 
 
-def computing(device: torch.device, precision: str) -> Computing:
-    """Makes the context that models run in."""
-    if precision == "fp32":
+def is_own(model: Any) -> bool:
+    """Whether all networks are of this package: with weights in bf16, these compute in bf16
+    between their STFT and its inverse, and in fp32 elsewhere. Other modules need autocast.
+    """
+    members = model.models if isinstance(model, BagOfModels) else [model]
+    return all(isinstance(member, tuple(pretrained.CLASSES.values())) for member in members)
+
+
+def computing(model: Any, device: torch.device, precision: str) -> Computing:
+    """Makes the context that the model, as it was given, runs in."""
+    if precision == "fp32" or is_own(model):
         return nullcontext
     return partial(torch.autocast, device.type, torch.bfloat16)

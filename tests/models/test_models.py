@@ -163,6 +163,18 @@ def test_autocast(model, dtype):
     assert (single - half.float()).norm() < 0.05 * single.norm()
 
 
+def test_half_precision_is_that_of_the_weights_alone(model):
+    """Spectrograms, levels and resampling stay in fp32, and so do input and output."""
+    mixture = 10 * torch.randn(1, 2, 5000)
+    with torch.no_grad():
+        single = model.eval()(mixture)
+        half = model.bfloat16()(mixture)
+    assert half.dtype == torch.float32
+    assert 1e-4 < (single - half).norm() / single.norm() < 0.05
+    for name, buffer in model.named_buffers():
+        assert buffer.dtype == torch.float32, name
+
+
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [

@@ -3,9 +3,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from demucs_lightning import Separator
+from demucs_lightning.separation import BagOfModels
 from demucs_lightning.separator import described
 from demucs_lightning.separator.hardware import computing, devices_of, placed, precision_of
-from tests.separator.models import small
+from tests.separator.models import RATE, Shares, noise, small
 
 CPU = torch.device("cpu")
 
@@ -44,13 +46,33 @@ def test_precision(two_gpus):
     assert precision_of("auto", torch.device("cuda", 0)) == "bf16"
     assert precision_of("auto", CPU) == "fp32"
     assert precision_of("bf16", CPU) == "bf16"
-    assert computing(CPU, "fp32") is nullcontext
-    with computing(CPU, "bf16")():
+    other = Shares()
+    assert computing(other, CPU, "fp32") is computing(small(), CPU, "bf16") is nullcontext
+    with computing(other, CPU, "bf16")():
         assert torch.get_autocast_dtype("cpu") == torch.bfloat16
         assert torch.is_autocast_enabled("cpu")
 
 
 def test_a_model_of_ones_own_is_moved_itself():
     model = small().train()
-    assert placed(model, [CPU], keep=False) is model
+    assert placed(model, [CPU], precision="fp32", keep=False) is model
     assert not model.training
+
+
+def test_bf16_is_the_precision_of_the_networks_own_weights():
+    model = small().eval()
+    lowered = placed(model, [CPU], precision="bf16", keep=True)
+    assert {weights.dtype for weights in lowered.parameters()} == {torch.bfloat16}
+    assert {weights.dtype for weights in model.parameters()} == {torch.float32}
+    bag = placed(BagOfModels([small(), small()]), [CPU], precision="bf16", keep=False)
+    assert {weights.dtype for weights in bag.parameters()} == {torch.bfloat16}
+    other = Shares()
+    assert placed(other, [CPU], precision="bf16", keep=False) is other
+
+    mixture = noise()
+    full, half = (
+        Separator(model, precision=precision, shifts=0).separate(mixture, RATE)["vocals"]
+        for precision in ("fp32", "bf16")
+    )
+    assert 1e-6 < (full - half).norm() / full.norm() < 0.05
+    assert half.dtype == torch.float32
