@@ -17,7 +17,7 @@ help:
 	@echo "make test    style, types and tests"
 	@echo "make lint    style and types"
 	@echo "make format  put the code into the house style"
-	@echo "make bench   data loader, training step, memory and separation beside their peers"
+	@echo "make bench   data loader, training step, memory, separation and metrics beside their peers"
 	@echo "make clean   remove the environment and the caches"
 
 setup: $(STAMP)
@@ -31,6 +31,7 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install --quiet --no-deps museval==0.4.1 # tests read one file of it
 	@$(BIN)/python -m pip install --quiet diffq==0.2.4 || \
 	  echo "diffq could not be built (it needs a C compiler): the tests of quantised models are left out"
 	@touch $@
@@ -58,6 +59,7 @@ bench: $(STAMP)
 	@$(BIN)/python benchmarks/train_step.py
 	@$(BIN)/python benchmarks/memory.py
 	@$(BIN)/python benchmarks/separate.py
+	@$(BIN)/python benchmarks/metrics.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from demucs_lightning.metrics import new_sdr
+from demucs_lightning.metrics import new_sdr, si_sdr
 
 
 def signals(*shape, seed=0):
@@ -59,7 +59,38 @@ def test_half_precision_does_not_overflow():
     assert new_sdr(references, references * 0.5).item() == pytest.approx(20 * np.log10(2))
 
 
+def test_scale_invariant_equals_the_formula():
+    references = signals(2, 3, 2, 1000)
+    estimates = 0.2 * references + 0.1 * signals(2, 3, 2, 1000, seed=1)
+    scores = si_sdr(references, estimates)
+    assert scores.shape == (2, 3)
+    assert scores.dtype == torch.float64
+    r, e = references.flatten(2).numpy(), estimates.flatten(2).numpy()
+    target = r * np.sum(r * e, -1, keepdims=True) / np.sum(r * r, -1, keepdims=True)
+    expected = 10 * np.log10(np.sum(target**2, -1) / np.sum((target - e) ** 2, -1))
+    np.testing.assert_allclose(scores, expected, rtol=1e-9)
+
+
+def test_scale_invariant_has_one_gain_for_all_channels():
+    references = torch.zeros(1, 1, 2, 2)
+    references[0, 0] = torch.eye(2)  # the gain of (1, 0.5) is 0.75, and its error 0.25 in each
+    balance = torch.tensor([1.0, 0.5])[:, None]
+    assert si_sdr(references, references * balance).item() == pytest.approx(20 * np.log10(3))
+    sound = signals(1, 1, 2, 1000)
+    scores = si_sdr(sound, sound + 0.1 * signals(1, 1, 2, 1000, seed=1))
+    louder = si_sdr(sound, 7 * (sound + 0.1 * signals(1, 1, 2, 1000, seed=1)))
+    assert louder.item() == pytest.approx(scores.item())
+    assert si_sdr(sound, -4 * sound).item() == np.inf
+
+
+def test_scale_invariant_of_silence_is_nan():
+    silence, sound = torch.zeros(1, 1, 2, 100), torch.ones(1, 1, 2, 100)
+    for references, estimates in ((silence, sound), (sound, silence), (silence, silence)):
+        assert si_sdr(references, estimates).isnan().all()
+
+
+@pytest.mark.parametrize("metric", [new_sdr, si_sdr])
 @pytest.mark.parametrize("shape", [(1, 2, 1, 10), (1, 1, 2, 10), (2, 10)])
-def test_other_shapes(shape):
+def test_other_shapes(metric, shape):
     with pytest.raises(ValueError, match="must both be"):
-        new_sdr(torch.zeros(1, 2, 2, 10), torch.zeros(shape))
+        metric(torch.zeros(1, 2, 2, 10), torch.zeros(shape))
