@@ -211,7 +211,22 @@ def test_a_name_that_a_model_has_is_refused(checkpoints: list[str], folder: Path
 def test_a_bag_is_no_member(checkpoints: list[str], folder: Path, refused: Refused):
     signatures = written(folder, *checkpoints)["models"]
     said = refused(str(folder / "mine.yaml"), name="other")
-    assert f"members, {', '.join(signatures)}." in said
+    members = " · ".join(f"{signature} (bass, rest)" for signature in signatures)
+    assert f"mine is a bag of 3 models, and one is wanted: name one of {members}." in said
+
+
+def test_of_a_bag_of_specialists_the_one_that_serves_the_source_is_taken(
+    checkpoints: list[str], folder: Path
+):
+    a, b, c = checkpoints
+    first = written(folder, f"bass={a}", f"rest={b}")["models"]
+    bag.main(["more", "--repo", str(folder), f"bass={folder / 'mine.yaml'}", f"rest={c}"])
+    more = yaml.safe_load((folder / "more.yaml").read_text())
+    assert more["models"][0] == first[0]
+    assert more["weights"] == [[1, 0], [0, 1]]
+    bag.main(["again", "--repo", str(folder), *(f"{s}={folder / 'mine.yaml'}" for s in SOURCES)])
+    again = yaml.safe_load((folder / "again.yaml").read_text())
+    assert (again["models"], again["weights"]) == (first, [[1, 0], [0, 1]])
 
 
 def test_a_disk_that_fills_up_leaves_no_bag(

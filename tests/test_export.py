@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -143,6 +144,10 @@ def test_an_onnx_file_holds_the_model(tmp_path: Path, capsys: pytest.CaptureFixt
     length = model.valid_length(RATE // 2)
     captured = capsys.readouterr()
     assert f"fp32): chunks of {length} samples" in captured.out
+    shown = re.search(r'python -c "(.*)"', captured.out)
+    assert shown
+    exec(shown[1])
+    assert "def separate(path, mixture):" in capsys.readouterr().out
     assert captured.err == ""
     mixture = noise()[..., :length]
     session = onnxruntime.InferenceSession(tmp_path / "mine.onnx")
@@ -197,8 +202,8 @@ def test_a_bag_is_refused_with_the_names_of_its_members(tmp_path: Path, refused:
         export.main([str(checkpoint), str(tmp_path / f"{name}.th"), "--checksum"])
     (tmp_path / "both.yaml").write_text("models: [one, two]\n")
     said = refused("both", tmp_path / "out.th", "--repo", tmp_path)
-    assert "both is a bag of 2 models" in said
-    assert "one, two." in said
+    members = " · ".join(f"{name} ({', '.join(FOUR)})" for name in ("one", "two"))
+    assert f"both is a bag of 2 models, and one is wanted: name one of {members}." in said
     export.main(["two", str(tmp_path / "out.safetensors"), "--repo", str(tmp_path)])
     assert (tmp_path / "out.safetensors").exists()
 
@@ -231,8 +236,9 @@ def test_the_folder_is_tried_before_the_checkpoint_is_read(
     def refuse(**_: Any) -> Any:
         raise PermissionError(errno.EACCES, "Permission denied", "a name of its own")
 
-    monkeypatch.setattr(export.tempfile, "TemporaryFile", refuse)
-    assert f"Permission denied: {tmp_path}" in refused("no checkpoint", tmp_path / "mine.th")
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    said = refused("no checkpoint", tmp_path / "mine.th")
+    assert f"{tmp_path} can't be written to: Permission denied." in said
 
 
 def test_a_full_disk_is_told_before_writing(

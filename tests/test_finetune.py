@@ -79,7 +79,7 @@ def test_from_a_file_to_a_checkpoint_for_other_stems(
     assert type(after) is type(before)
     assert after.sources == ["other", "vocals"]
     assert after.segment == (2 if klass == "HTDemucs" else 8)
-    before.segment = after.segment
+    segment, before.segment = float(before.segment), after.segment
     theirs, ours = separated(before), separated(after)
     torch.testing.assert_close(ours[:, 1], theirs[:, 0], rtol=0, atol=1e-6)
     assert (ours[:, 0] - theirs[:, 1]).abs().max() > 1e-3
@@ -93,6 +93,7 @@ def test_from_a_file_to_a_checkpoint_for_other_stems(
     ]
     bits = "fp32" if kind == "ckpt" else "fp16 → fp32"
     assert lines[begun + 4].startswith(f"weights: {bits}, 0.0 M parameters from {path}")
+    assert lines[begun + 5] == f"segment: {after.segment:g} s here, {segment:g} s in the file"
 
 
 def test_the_first_validation_is_the_score_of_the_file(tiny: list[str], tmp_path: Path) -> None:
@@ -209,9 +210,9 @@ def test_scoring_what_was_trained(
         (["model.nfft=512"], "model.nfft is no argument of Demucs, the model that"),
         (["init_from=nowhere.ckpt"], "nowhere.ckpt does not exist"),
         (["init_from=htdemuks"], "did you mean htdemucs"),
-        (["init_from=pair", "init_repo=."], "pair is a bag of 2 models: start from one of them "
-         "with init_from=aaaa1111, or from the one for a single source by weights that are 0 for "
-         "all others. It has aaaa1111 (drums, bass) · 955717e8 (other, vocals)."),
+        (["init_from=pair", "init_repo=."], "pair is a bag of 2 models, and one is wanted: name "
+         "one of aaaa1111 (drums, bass) · 955717e8 (other, vocals), or give weights that are 0 for "
+         "all sources but one."),
         (["init_from=nobody", "init_repo=."], "has no model 'nobody': it has pair, 955717e8"),
         (["init_from=[a]"], "init_from is ['a']: it must be text"),
     ],

@@ -1,7 +1,9 @@
 """`demucs-lightning models`: list, download, remove, against a server on the loopback address."""
 
 import json
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,8 @@ def test_mistakes_are_one_sentence_and_status_1(
 ) -> None:
     assert "did you mean htdemucs" in failed(capsys, "download", "htdemucs7")
     assert "did you mean htdemucs" in failed(capsys, "remove", "htdemucs7")
+    for action in ("download", "remove"):
+        assert "repro_mdx_a_time_only or hf://USER/NAME." in failed(capsys, action, "zzz")
     assert "is no folder" in failed(capsys, "--repo", str(tmp_path / "gone"))
     assert "is not to be used" in failed(capsys, "download", "--offline", "htdemucs")
     server.pages = True
@@ -163,3 +167,16 @@ def test_mistakes_are_one_sentence_and_status_1(
     with pytest.raises(SystemExit) as error:
         models.main(["fetch"])
     assert error.value.code == 2
+
+
+def test_who_stops_reading_ends_it_in_silence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        with pytest.raises(SystemExit) as caught:
+            models.main([])
+    assert caught.value.code == 141
+    assert capsys.readouterr().err == ""

@@ -4,7 +4,8 @@
     demucs-lightning bag NAME --repo FOLDER a.ckpt b.ckpt
 
 The first form is a bag of specialists: each source comes from its own model, or from the mean of
-several if it is named again. The second is the mean of all models. Written are one `.th` a model
+several if it is named again; of a bag, from the member that serves it. The second is the mean of
+all models. Written are one `.th` a model
 and `NAME.yaml`, which demucs 4.1 and this package read; the yaml comes last, so that a bag that is
 there is whole.
 """
@@ -16,19 +17,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from demucs_lightning import pretrained
 from demucs_lightning.commands.explain import explained
-from demucs_lightning.commands.export import (
-    check_target,
-    same_model,
-    single,
-    size_of,
-    write_signed,
-)
+from demucs_lightning.commands.repository import check_target, same_model, size_of, write_signed
 from demucs_lightning.data.disk import amount, check_space
-from demucs_lightning.pretrained.files import write_whole
+from demucs_lightning.pretrained.files import signed, write_whole
+from demucs_lightning.pretrained.package import Package
 
 NAME = re.compile(r"\w[\w.-]*")
 ALIKE = ("sources", "samplerate", "audio_channels")
@@ -70,23 +65,25 @@ def assemble(arguments: argparse.Namespace) -> str:
     if segment is not None and not (math.isfinite(segment) and segment > 0):
         raise ValueError(f"--segment is {segment}: it must be a number of seconds above 0.")
     asked = [parsed(member) for member in arguments.members]
-    if len({source is None for source, _ in asked}) > 1:
-        raise ValueError("Some models are given with a source and some without: give all or none.")
+    check_asked(asked)
     check_target(target, [target], overwrite=arguments.overwrite)
 
-    names = list(dict.fromkeys(model for _, model in asked))
+    names = dict.fromkeys(name for _, name in asked)
     releases = {name: pretrained.find(name, offline=arguments.offline or None) for name in names}
-    packages = {name: single(name, release) for name, release in releases.items()}
-    weights = weights_of(asked, names, agreed_sources(packages))
+    served = [(source, pretrained.member(releases[name], source)) for source, name in asked]
+    given = {id(package): name for (_, name), (_, package) in zip(asked, served, strict=True)}
+    packages = list({id(package): package for _, package in served}.values())
+    sources = agreed_sources(packages, [given[id(package)] for package in packages])
+    weights = weights_of(served, packages, sources)
     if segment is None:  # of the releases, where all have one
         own = {release.segment for release in releases.values()}
         segment = own.pop() if len(own) == 1 else None
     half = not arguments.float32
-    needed = sum(size_of(package, half=half) for package in packages.values())
+    needed = sum(size_of(package, half=half) for package in packages)
     check_space(folder, needed, purpose=f"write the models of {arguments.name}")
 
-    files = [write_signed(package, folder, half=half) for package in packages.values()]
-    signatures = [file.stem.partition("-")[0] for file in files]
+    files = [write_signed(package, folder, half=half) for package in packages]
+    signatures = [signed(file)[0] for file in files]
     write_whole(target, bag_yaml(signatures, weights, segment).encode())
     total = amount(sum(file.stat().st_size for file in set(files)))
     models = "1 model" if len(set(files)) == 1 else f"{len(set(files))} models"
@@ -116,34 +113,40 @@ def parsed(member: str) -> tuple[str | None, str]:
     return source, model
 
 
-def agreed_sources(packages: dict[str, pretrained.Package]) -> list[str]:
-    """The sources of all models; ValueError, naming two of them, where models disagree."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, package in packages.items():
-        model = pretrained.build(package)
-        found[name] = {each: getattr(model, each) for each in ALIKE}
-    first, *others = found
-    for name in others:
+def check_asked(asked: Sequence[tuple[str | None, str]]) -> None:
+    """Raise ValueError where only some models have a source, or one without is given twice."""
+    if len({source is None for source, _ in asked}) > 1:
+        raise ValueError("Some models are given with a source and some without: give all or none.")
+    names = [name for source, name in asked if source is None]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]} is given more than once.")
+
+
+def agreed_sources(packages: Sequence[Package], names: Sequence[str]) -> list[str]:
+    """The sources of all models; ValueError, naming two of them as the user did, where models
+    disagree, and for one that is damaged."""
+    for package in packages:
+        pretrained.check_fits(package)
+    for package, name in zip(packages, names, strict=True):
         for each in ALIKE:
-            ours, theirs = found[first][each], found[name][each]
+            ours, theirs = packages[0].argument(each), package.argument(each)
+            ours, theirs = (list(v) if each == "sources" else v for v in (ours, theirs))
             if ours != theirs:
                 raise ValueError(
-                    f"{first} and {name} can't be in one bag: their {each} are {ours} and {theirs}."
+                    f"{names[0]} and {name} can't be in one bag: their {each} are {ours} and "
+                    f"{theirs}."
                 )
-    return list(found[first]["sources"])
+    return list(packages[0].argument("sources"))
 
 
 def weights_of(
-    asked: Sequence[tuple[str | None, str]], names: Sequence[str], sources: Sequence[str]
+    served: Sequence[tuple[str | None, Package]], packages: Sequence[Package], sources: list[str]
 ) -> list[list[float]] | None:
     """Rows of the models for columns of the sources, 1 where one serves the other; None for all
     alike. Raises ValueError for a source that there is not, or that no model serves."""
-    if asked[0][0] is None:
-        repeated = [sum(model == name for _, model in asked) for name in names]
-        if max(repeated) > 1:
-            raise ValueError(f"{names[repeated.index(max(repeated))]} is given more than once.")
+    wanted = [source for source, _ in served if source is not None]
+    if not wanted:
         return None
-    wanted = [source for source, _ in asked if source is not None]
     if unknown := [source for source in wanted if source not in sources]:
         raise ValueError(
             f"There is no source {unknown[0]!r}: the models have {', '.join(sources)}."
@@ -153,7 +156,8 @@ def weights_of(
             f"No model is given for {', '.join(missing)}: each source needs one, as in "
             f"{missing[0]}=MODEL."
         )
-    return [[float((source, name) in asked) for source in sources] for name in names]
+    pairs = {(source, id(package)) for source, package in served}
+    return [[float((source, id(package)) in pairs) for source in sources] for package in packages]
 
 
 def bag_yaml(

@@ -5,23 +5,23 @@ network for onnxruntime. What can be known to fail is looked at before anything 
 """
 
 import argparse
-import hashlib
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from demucs_lightning import pretrained
 from demucs_lightning.commands.explain import explained
+from demucs_lightning.commands.repository import check_target, same_model, size_of, write_signed
 from demucs_lightning.data.disk import amount, check_space
 from demucs_lightning.pretrained.onnx import check_exportable, write_onnx
 
-CHECKSUM = 8  # hexadecimal digits of the sha256 that stand in a file's name
 USES = {
     ".th": "demucs --repo {folder} -n {signature} SONG separates with it.",
     ".safetensors": "load_model({path!r}) reads it, and on the hub, beside a yaml, demucs does.",
-    ".onnx": "chunks of {chunk} samples; the description in it is a program that runs it.",
+    ".onnx": (
+        "chunks of {chunk} samples. A program that runs it is in it: "
+        'python -c "import onnx; print(onnx.load({path!r}).doc_string)"'
+    ),
 }
 
 
@@ -65,7 +65,7 @@ def export(arguments: argparse.Namespace) -> str:
     release = pretrained.find(
         arguments.checkpoint, repo=arguments.repo, offline=arguments.offline or None
     )
-    package = single(arguments.checkpoint, release)
+    package = pretrained.member(release)
     half = out.suffix != ".onnx" and not arguments.float32
     check_space(out.parent, size_of(package, half=half), purpose=f"write {out.name}")
 
@@ -102,63 +102,6 @@ def check_flags(arguments: argparse.Namespace) -> None:
         )
     if out.suffix == ".onnx":
         check_exportable()
-
-
-def same_model(folder: Path, wanted: str) -> list[Path]:
-    """The .th files of that signature: demucs refuses a folder that has two."""
-    files = sorted(folder.glob("*.th")) if folder.is_dir() else []
-    return [file for file in files if wanted in (file.stem, file.stem.rpartition("-")[0])]
-
-
-def check_target(out: Path, files: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise OSError, naming it, for a folder that can't be written to, and unless ``overwrite``
-    for the first of ``files`` that exists. The folder is made."""
-    if out.is_dir():
-        raise IsADirectoryError(f"{out} is a folder: a file is to be written there.")
-    for file in files:
-        if file.exists() and not overwrite:
-            raise FileExistsError(f"{file} exists: add --overwrite to replace it.")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(out.parent)) from error
-
-
-def single(name: str, release: Any) -> pretrained.Package:
-    """The one model of a release; ValueError, with its members, for a bag of several."""
-    members = {id(package): package for package in release.packages}.values()
-    if len(members) > 1:
-        names = ", ".join(Path(package.origin).stem.partition("-")[0] for package in members)
-        raise ValueError(
-            f"{name} is a bag of {len(members)} models, and a file holds one: name one of its "
-            f"members, {names}."
-        )
-    return next(iter(members))
-
-
-def size_of(package: pretrained.Package, *, half: bool) -> int:
-    """Bytes of the weights, written in half precision or in full."""
-    return sum(value.numel() for value in package.state.values()) * (2 if half else 4)
-
-
-def write_signed(
-    package: pretrained.Package, folder: Path, name: str | None = None, *, half: bool
-) -> Path:
-    """Write ``folder/NAME-CHECKSUM.th``; without a ``name``, it is of the content, too."""
-    part = Path(tempfile.mkdtemp(prefix=".export-", dir=folder)) / "model.th"
-    try:
-        pretrained.write(package, part, half=half)
-        with part.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        name = digest[CHECKSUM : 2 * CHECKSUM] if name is None else name
-        return part.replace(folder / f"{name}-{digest[:CHECKSUM]}.th")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(folder / f"{name or 'model'}.th")) from error
-    finally:
-        part.unlink(missing_ok=True)
-        part.parent.rmdir()
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ removing them.
 import argparse
 import json
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run `models`, `models list`, `models download NAME...` or `models remove NAME...`."""
     arguments = parser().parse_args(list(sys.argv[1:] if argv is None else argv))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    with explained():
+    with explained(), unread():
         arguments.run(arguments)
+
+
+@contextmanager
+def unread() -> Iterator[None]:
+    """Ends in silence where who reads the output stops, as `head` does."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        sys.exit(141)  # as of a program that SIGPIPE ends
 
 
 def parser() -> argparse.ArgumentParser:
@@ -152,7 +165,7 @@ def get(arguments: argparse.Namespace) -> None:
                 path = hub.weights(signature, access, bag=name)
             print(f"{name}: {path} ({amount(path.stat().st_size)})")
         if name in released.RELEASED:
-            hub.definition(name, access)
+            hub.complete_repository(name, access)
     print(released.LICENCE)
 
 
@@ -191,7 +204,7 @@ def signatures_of(name: str) -> list[str]:
         return list(dict.fromkeys(released.RELEASED[name].bag.signatures))
     if name in released.OFFICIAL:
         return [name]
-    raise ValueError(unknown(name))
+    raise ValueError(unknown(name, or_path=False))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ processes, which find the files in the cache that the first one filled.
 
 import inspect
 import logging
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +24,8 @@ from demucs_lightning.pretrained.package import Package
 from demucs_lightning.pretrained.stems import Transfer, plan
 
 log = logging.getLogger(__name__)
+
+ADVICE = ", or give weights that are 0 for all sources but one"
 
 
 def begin(
@@ -44,7 +46,10 @@ def begin(
         resume = cfg.resume_checkpoint
         log.info("init_from=%s is not read: training goes on with the model of %s", name, resume)
         return rebuilt(cfg, package_of(checkpoint, resume), given), None
-    package = member(pretrained.find(name, repo=repo), list(cfg.sources), list(cfg.weights))
+    release = pretrained.find(name, repo=repo)
+    wanted = [s for s, weight in zip(cfg.sources, cfg.weights, strict=True) if weight > 0]
+    only = wanted[0] if len(wanted) == 1 else None
+    package = pretrained.member(release, only, advice=ADVICE)
     package = replace(package, origin=_label(name, package))
     cfg = rebuilt(cfg, package, given)
     theirs = package.kwargs["sources"]
@@ -57,7 +62,7 @@ def begin(
     kwargs.pop("_target_")
     transfer = plan(package, kwargs)
     log.info("Starting from %s, the model is %s:", package.origin, package.klass)
-    for line in transfer.decisions:
+    for line in [*transfer.decisions, *_segments(package, kwargs["segment"])]:
         log.info("  %s", line)
     return cfg, transfer
 
@@ -76,9 +81,9 @@ def rebuilt(cfg: DictConfig, package: Package, given: Collection[str]) -> DictCo
             f"{package.origin} holds the model {klass}, but model={asked} was asked for: leave "
             "model out, or start from a file of that model."
         )
-    found: Any = pretrained.build(package)
+    pretrained.check_fits(package)
     for key, unit in (("samplerate", "Hz"), ("audio_channels", "channels")):
-        theirs = getattr(found, key)
+        theirs = package.argument(key)
         if theirs != cfg[key]:
             raise ValueError(
                 f"{package.origin} is for {theirs} {unit}, but {key} is {cfg[key]}: set "
@@ -129,39 +134,14 @@ def _segment(klass: str) -> Any:
     return raw["segment"]
 
 
-def member(release: Any, sources: Sequence[str], weights: Sequence[float]) -> Package:
-    """The one model of a release; of a bag, the one that serves the only source that weighs most.
-
-    Raises ValueError, naming the members, if that is none or more than one.
-    """
-    packages = release.packages
-    if len(packages) == 1:
-        return packages[0]
-    table = release.weights or [[1.0] * len(package.kwargs["sources"]) for package in packages]
-    wanted = [name for name, weight in zip(sources, weights, strict=True) if weight > 0]
-    names = list(packages[0].kwargs["sources"])
-    if len(wanted) == 1 and wanted[0] in names:
-        column = [row[names.index(wanted[0])] for row in table]
-        if column.count(max(column)) == 1:
-            return packages[column.index(max(column))]
-    members: dict[str, str] = {}
-    for package, row in zip(packages, table, strict=True):
-        served = [name for name, weight in zip(names, row, strict=True) if weight > 0]
-        members[_signature(package)] = ", ".join(served)
-    listed = " · ".join(f"{signature} ({served})" for signature, served in members.items())
-    raise ValueError(
-        f"{release.name} is a bag of {len(packages)} models: start from one of them with "
-        f"init_from={next(iter(members))}, or from the one for a single source by weights that are "
-        f"0 for all others. It has {listed}."
-    )
-
-
-def _signature(package: Package) -> str:
-    """Such as 955717e8, of a file named 955717e8-8726e21a.th."""
-    return Path(package.origin).stem.partition("-")[0]
+def _segments(package: Package, ours: Any) -> list[str]:
+    """A line where the model separates at another segment than in the file; both in seconds."""
+    theirs = float(package.argument("segment"))
+    alike = math.isclose(ours, theirs, rel_tol=1e-6)
+    return [] if alike else [f"segment: {ours:g} s here, {theirs:g} s in the file"]
 
 
 def _label(name: str, package: Package) -> str:
     """What to call the package: as the user did, with the signature if that is something else."""
-    signature = _signature(package)
+    signature = package.signature
     return name if signature in name else f"{name} ({signature})"

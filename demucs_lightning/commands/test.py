@@ -4,7 +4,6 @@ by track.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -27,10 +26,11 @@ def test(cfg: DictConfig) -> None:
     checkpoint = pretrained.read_checkpoint(cfg.resume_checkpoint)
     found = checkpoint[pretrained.KEY]
     if found["klass"] in pretrained.CLASSES:  # the file says what to build, the settings need not
-        model: Any = pretrained.model_of(checkpoint, cfg.resume_checkpoint)
-        cfg.model = start.as_settings(package_of(checkpoint, cfg.resume_checkpoint))
+        package = package_of(checkpoint, cfg.resume_checkpoint)
+        pretrained.check_fits(package)
+        cfg.model = start.as_settings(package)
         for key in ("sources", "samplerate", "audio_channels"):
-            cfg[key] = getattr(model, key)
+            cfg[key] = package.argument(key)
     pretrained.check_same_model(cfg.resume_checkpoint, checkpoint, describe_model(cfg))
     trainer = build_trainer(cfg, Path(HydraConfig.get().runtime.output_dir))
     module = build_module(cfg, found)

@@ -50,12 +50,15 @@ def check_space(folder: Path, needed: int, *, purpose: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
-            f"{folder} has {amount(free)} free, but {amount(needed)} are needed to {purpose}"
+            f"{folder} has {amount(free)} free, but {amount(needed)} are needed to {purpose}."
         )
 
 
-def write(file: FileIO, chunk: bytes, *, missing: int) -> None:
-    """Write all of `chunk` to an unbuffered file, which is to grow by `missing` bytes in all."""
+def write(file: FileIO, chunk: bytes, *, missing: int, name: str = "") -> None:
+    """Write all of `chunk` to an unbuffered file, which is to grow by `missing` bytes in all.
+
+    `name` is what to call the file in the sentence of a full disk, where its own says nothing.
+    """
     view = memoryview(chunk)
     try:
         while view:
@@ -64,8 +67,8 @@ def write(file: FileIO, chunk: bytes, *, missing: int) -> None:
         if error.errno not in FULL:
             raise
         raise OSError(
-            f"the disk is full: {file.name} needs another {amount(missing)}; "
-            "make room and run it again"
+            f"the disk is full: {name or file.name} needs another {amount(missing)}; "
+            "make room and run it again."
         ) from error
 
 

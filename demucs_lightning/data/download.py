@@ -26,7 +26,7 @@ from tqdm import tqdm
 from demucs_lightning.data import disk
 from demucs_lightning.data.archive import unpack
 
-__all__ = ["Checksum", "NoAnswer", "Source", "bring", "fetch", "unpack"]
+__all__ = ["Checksum", "NoAnswer", "NoConnection", "Source", "bring", "fetch", "unpack"]
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,10 @@ RETRIED = {408, 425, 429, 500, 502, 503, 504}
 
 class NoAnswer(OSError):
     """Not a byte came: there is no connection, or the server does not have the file."""
+
+
+class NoConnection(NoAnswer):
+    """The server can't be reached, so that asking it for another file is in vain."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +72,27 @@ class Checksum:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a file comes from; ``size`` in bytes, None where the server is to say it."""
+    """Where a file comes from; ``size`` in bytes, None where the server is to say it; ``name`` is
+    what to call it in messages, where that is not the address.
+    """
 
     url: str
     checksum: Checksum
     size: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.name or self.url
 
 
 class _Interrupted(Exception):
     """A transfer that stopped for a reason that may pass."""
+
+
+class _Unreachable(_Interrupted):
+    """There is no connection to the server."""
 
 
 class _Unresumable(_Interrupted):
@@ -113,16 +128,16 @@ def bring(
     part = path.with_name(path.name + ".part")
     with disk.locked(path.parent):
         if path.exists():
-            _verify(path, source, hidden, advice="delete it to fetch it again")
+            _verify(path, source, hidden, advice=f"delete {path} to fetch it again")
             return path
         if source.size is not None:
             if disk.size_of(part) > source.size:
                 part.unlink()
             missing = source.size - disk.size_of(part)
-            disk.check_space(path.parent, missing, purpose=f"fetch {path.name}")
+            disk.check_space(path.parent, missing, purpose=f"fetch {source.name or path.name}")
         size = "" if source.size is None else f" ({disk.amount(source.size)})"
-        log.info("fetching %s%s to %s", source.url, size, path)
-        done, title = disk.size_of(part), f"fetching {path.name}"
+        log.info("fetching %s%s to %s", source.title, size, path)
+        done, title = disk.size_of(part), f"fetching {source.name or path.name}"
         with disk.progress(source.size, title, done=done, hidden=hidden) as bar:
             _Transfer(source, part, source.size, timeout, bar).complete(attempts)
         try:
@@ -158,13 +173,19 @@ class _Transfer:
                 now = disk.size_of(self.part)
                 failures = 0 if now > have else failures + 1
                 if failures >= attempts:
-                    of = "" if self.size is None else f" of {self.size}"
-                    raise (OSError if now else NoAnswer)(
-                        f"fetching {self.source.url} stopped after {now}{of} bytes "
-                        f"({reason}): run it again to go on from there"
-                    ) from reason
-                log.warning("fetching %s: %s; trying again", self.source.url, reason)
+                    raise self._stopped(now, reason) from reason
+                log.warning("fetching %s: %s; trying again", self.source.title, reason)
                 time.sleep(BACKOFF * 2 ** max(failures - 1, 0))
+
+    def _stopped(self, have: int, reason: _Interrupted) -> OSError:
+        if not have:
+            kind = NoConnection if isinstance(reason, _Unreachable) else NoAnswer
+            return kind(f"{self.source.title} can't be fetched: {reason}.")
+        of = "" if self.size is None else f" of {self.size}"
+        return OSError(
+            f"fetching {self.source.title} stopped after {have}{of} bytes ({reason}): run it again "
+            "to go on from there."
+        )
 
     def _connect(self, have: int) -> None:
         """Ask for what is missing after the `have` bytes in `part`, and write what comes."""
@@ -177,9 +198,9 @@ class _Transfer:
                     missing = len(chunk) if self.size is None else self.size - have
                     if len(chunk) > missing:
                         raise ValueError(
-                            f"{self.source.url} sends more than the expected {self.size} bytes"
+                            f"{self.source.title} is more than the expected {self.size} bytes."
                         )
-                    disk.write(file, chunk, missing=missing)
+                    disk.write(file, chunk, missing=missing, name=self.source.name)
                     have += len(chunk)
                     self.bar.update(len(chunk))
         if self.size is None:
@@ -193,10 +214,12 @@ class _Transfer:
             return
         if self.size is None:
             self.size = self.bar.total = have + length
-            disk.check_space(self.part.parent, length, purpose=f"fetch {self.part.stem}")
+            disk.check_space(
+                self.part.parent, length, purpose=f"fetch {self.source.name or self.part.stem}"
+            )
         elif have + length != self.size:
             raise ValueError(
-                f"{self.source.url} offers {have + length} bytes instead of {self.size}"
+                f"{self.source.title} has {have + length} bytes instead of {self.size}."
             )
 
     @contextlib.contextmanager
@@ -215,14 +238,15 @@ class _Transfer:
                 raise _Unresumable(f"the server answered {answer}") from error
             if error.code in RETRIED:
                 raise _Interrupted(f"the server answered {answer}") from error
-            raise NoAnswer(f"{self.source.url} can't be fetched: {answer}") from error
+            raise NoAnswer(f"{self.source.title} can't be fetched: {answer}.") from error
         except urllib.error.URLError as error:
-            raise _Interrupted(f"no connection, {error.reason}") from error
+            why = getattr(error.reason, "strerror", None) or error.reason
+            raise _Unreachable(f"no connection, {why}") from error
         except (http.client.HTTPException, OSError) as error:
             raise _Interrupted(f"no usable answer, {error or type(error).__name__}") from error
         with response:
             if response.headers.get_content_type() == "text/html":
-                raise OSError(f"{self.source.url} answered with a web page instead of the file")
+                raise OSError(f"{self.source.title} comes as a web page instead of the file.")
             yield response
 
 
@@ -245,12 +269,12 @@ def _received(response: http.client.HTTPResponse) -> bytes:
 
 
 def _verify(path: Path, source: Source, hidden: bool, *, advice: str) -> None:
-    size = disk.size_of(path)
+    size, what = disk.size_of(path), source.name or path
     if source.size not in (None, size):
-        raise ValueError(f"{path} has {size} bytes instead of {source.size}: {advice}")
+        raise ValueError(f"{what} has {size} bytes instead of {source.size}: {advice}.")
     checksum = source.checksum
     found = checksum.of(path, hidden=hidden)
     if found != checksum.digest.lower():
         raise ValueError(
-            f"{path} has {checksum.kind} {found} instead of {checksum.digest}: {advice}"
+            f"{what} has {checksum.kind} {found[:8]} instead of {checksum.digest[:8]}: {advice}."
         )

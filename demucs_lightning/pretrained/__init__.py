@@ -9,18 +9,17 @@ for a ``Release``: the packages of one model or of a bag.
 from demucs_lightning.pretrained.checkpoints import (
     KEY,
     RESUMED,
-    best_weights,
     check_resumable,
     check_same_model,
     check_weights,
     describe,
     load_weights,
-    model_of,
     read_checkpoint,
 )
 from demucs_lightning.pretrained.formats import read, write
-from demucs_lightning.pretrained.loading import Release, find, load_model, model_of_release
-from demucs_lightning.pretrained.package import CLASSES, Package, build
+from demucs_lightning.pretrained.loading import find, load_model, model_of_release
+from demucs_lightning.pretrained.package import CLASSES, Package, build, check_fits
+from demucs_lightning.pretrained.release import Release, member
 
 __all__ = [
     "CLASSES",
@@ -28,8 +27,8 @@ __all__ = [
     "RESUMED",
     "Package",
     "Release",
-    "best_weights",
     "build",
+    "check_fits",
     "check_resumable",
     "check_same_model",
     "check_weights",
@@ -37,7 +36,7 @@ __all__ = [
     "find",
     "load_model",
     "load_weights",
-    "model_of",
+    "member",
     "model_of_release",
     "read",
     "read_checkpoint",

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from demucs_lightning.pretrained.files import load_torch
-from demucs_lightning.pretrained.package import CLASSES, Package, build
+from demucs_lightning.pretrained.package import CLASSES, Package
 
 KEY = "demucs_lightning"
 RESUMED = ("epoch", "global_step", "loops", "optimizer_states", "lr_schedulers")
@@ -91,7 +91,7 @@ def check_same_model(
         raise ValueError(f"{path} holds a {found['klass']} of another architecture: {listed}.")
 
 
-def best_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+def _best_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state of the model as its best candidate has it."""
     state = checkpoint[KEY]
     average = state.get("emas", {}).get(state.get("candidate"), {"state": {}})
@@ -133,16 +133,7 @@ def _misfit(name: str, checkpoint: Mapping[str, Any], path: str | Path) -> Value
 def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:
     """Give ``model`` the best weights of the checkpoint. Raises what check_weights raises."""
     check_weights(model, checkpoint, path)
-    model.load_state_dict(best_weights(checkpoint))
-
-
-def model_of(checkpoint: Mapping[str, Any], path: str | Path) -> nn.Module:
-    """The model of a checkpoint that was read from ``path``, with its best weights, in eval mode.
-
-    Raises ValueError, naming the file, for a class that is not in the table and for weights that do
-    not fit it.
-    """
-    return build(package_of(checkpoint, path))
+    model.load_state_dict(_best_weights(checkpoint))
 
 
 def read(path: str | Path) -> Package:
@@ -154,4 +145,4 @@ def package_of(checkpoint: Mapping[str, Any], path: str | Path) -> Package:
     """The model of a checkpoint that was read from ``path``, with its best weights."""
     _check_averages(checkpoint, path)
     state = checkpoint[KEY]
-    return Package(state["klass"], state["kwargs"], best_weights(checkpoint), str(path))
+    return Package(state["klass"], state["kwargs"], _best_weights(checkpoint), str(path))

@@ -30,9 +30,19 @@ UNREADABLE = (
 # What comes where a file was expected, by its first bytes.
 WEB_PAGE = (b"<!doctype", b"<html", b"<?xml")
 POINTER = b"version https://git-lfs"
+CHECKSUM = re.compile(r"(.+)-([0-9a-f]{8,64})")
 MAX_DEPTH, MAX_VALUES = 32, 100_000
 # torch keeps its list of allowed names for the whole process.
 _LOCK = threading.Lock()
+
+
+def signed(path: str | Path) -> tuple[str, str | None]:
+    """The signature in the name of a file, and the start of its sha256 where the name has that, as
+    the `.th` files of demucs do: ``signature-checksum.th``.
+    """
+    path = Path(path)
+    found = CHECKSUM.fullmatch(path.stem) if path.suffix == ".th" else None
+    return (found[1], found[2]) if found else (path.stem, None)
 
 
 def check_file(path: str | Path, kind: str) -> Path:

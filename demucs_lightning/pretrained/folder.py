@@ -4,24 +4,24 @@ A file is `signature.th`, `signature-checksum.th` (the start of its sha256, veri
 taken) or `signature.safetensors`, as the reference's own tools write them.
 """
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from demucs_lightning.data.download import Checksum
 from demucs_lightning.pretrained.bags import Bag, read_bag
+from demucs_lightning.pretrained.files import signed
 
 SUFFIXES = (".th", ".safetensors")
-CHECKSUM = re.compile(r"(.+)-([0-9a-f]{8,64})")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The models and bags of a folder, by name."""
+    """The models and bags of a folder, by name; ``others`` are second files of one model."""
 
     path: Path
     models: dict[str, Path]
     bags: dict[str, Path]
+    others: dict[str, Path] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -40,36 +40,38 @@ class Folder:
         raise FileNotFoundError(f"{self.path} has no model {name!r}: {has}.")
 
     def file(self, signature: str) -> Path:
-        """The file of a model. Raises FileNotFoundError, or ValueError for a wrong checksum."""
+        """The file of a model. Raises FileNotFoundError, or ValueError for two files of it and for
+        a wrong checksum."""
         if signature not in self.models:
             raise FileNotFoundError(
                 f"{self.path} has no {signature}.th and no {signature}.safetensors."
             )
         path = self.models[signature]
-        found = CHECKSUM.fullmatch(path.stem) if path.suffix == ".th" else None
-        if found and not Checksum("sha256", found[2]).fits(path):
-            raise ValueError(f"{path} is damaged: its sha256 does not begin with {found[2]}.")
+        if signature in self.others:
+            raise ValueError(
+                f"{path} and {self.others[signature]} are both the model {signature}: keep one of "
+                "them."
+            )
+        checksum = signed(path)[1]
+        if checksum and not Checksum("sha256", checksum).fits(path):
+            raise ValueError(f"{path} is damaged: its sha256 does not begin with {checksum}.")
         return path
 
 
 def scan(path: str | Path) -> Folder:
     """What a folder offers.
 
-    Raises FileNotFoundError if it is no folder, and ValueError for two files of one model.
+    Raises FileNotFoundError if it is no folder.
     """
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is no folder: repo must be a folder of models.")
     models: dict[str, Path] = {}
+    others: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
         if file.suffix not in SUFFIXES:
             continue
-        found = CHECKSUM.fullmatch(file.stem) if file.suffix == ".th" else None
-        signature = found[1] if found else file.stem
-        if signature in models:
-            raise ValueError(
-                f"{models[signature]} and {file} are both the model {signature}: keep one of them."
-            )
-        models[signature] = file
+        signature = signed(file)[0]
+        (others if signature in models else models)[signature] = file
     bags = {file.stem: file for file in sorted(path.glob("*.yaml"))}
-    return Folder(path, models, bags)
+    return Folder(path, models, bags, others)

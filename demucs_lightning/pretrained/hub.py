@@ -26,17 +26,13 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers
 
 from demucs_lightning.data import disk
-from demucs_lightning.data.download import Checksum, NoAnswer, Source, bring
+from demucs_lightning.data.download import Checksum, NoAnswer, NoConnection, Source, bring
 from demucs_lightning.pretrained import caches, released
 
 OFFICIAL_URL = "https://dl.fbaipublicfiles.com/demucs/"
 OFFICIAL_VARIABLE = "DEMUCS_LIGHTNING_OFFICIAL_URL"
 ATTEMPTS = 3  # in a row that bring nothing, before the connection counts as down
 TIMEOUT = 10.0  # seconds of each wait, as in the hub's library
-
-
-class NoConnection(NoAnswer):
-    """The hub can't be reached, so that asking it for another file is in vain."""
 
 
 @dataclass(frozen=True)
@@ -70,29 +66,39 @@ def weights(signature: str, access: Access, *, bag: str | None = None) -> Path:
     if found := caches.cached(signature, bag=bag):
         return found[0].checked(hidden=access.hidden)
     if access.caches_only:
-        raise FileNotFoundError(_nowhere(signature, bag, "and the network is not to be used"))
-    reasons = []
+        raise FileNotFoundError(_nowhere(signature, bag, "The network is not to be used"))
+    reasons: list[NoAnswer] = []
     for name in caches.bags_with(signature, first=bag):
         try:
             return from_hub(released.repository(name), f"{signature}.safetensors", access)
         except NoAnswer as reason:
-            reasons.append(str(reason))
+            reasons.append(reason)
             if isinstance(reason, NoConnection):
                 break
     try:
         return official(signature, access)
     except NoAnswer as reason:
-        because = f"and can't be had now ({reasons[0]}; {reason})"
-        raise OSError(_nowhere(signature, bag, because)) from reason
+        if isinstance(reasons[0], NoConnection) and isinstance(reason, NoConnection):
+            hosts = f"{_host(constants.ENDPOINT)} or {_host(_official_url())}"
+            because = f"There is no connection to {hosts}"
+            raise OSError(_nowhere(signature, bag, because)) from reason
+        said = f"{reasons[0]}; {reason}".rstrip(".")
+        raise OSError(f"{_title(signature, bag)} can't be had: {said}.") from reason
 
 
 def _nowhere(signature: str, bag: str | None, because: str) -> str:
-    what = f"{signature} of {bag}" if bag else signature
-    folders = f"{constants.HF_HUB_CACHE} nor in {caches.official_path(signature).parent}"
     return (
-        f"{what} is neither in {folders}, {because}: `demucs-lightning models download "
-        f"{bag or signature}` fetches it where there is a network."
+        f"{because}, and {_title(signature, bag)} is not on this disk: `demucs-lightning models "
+        f"download {bag or signature}` fetches it where there is a network."
     )
+
+
+def _title(signature: str, bag: str | None) -> str:
+    return f"{signature} of {bag}" if bag and bag != signature else signature
+
+
+def _official_url() -> str:
+    return (os.environ.get(OFFICIAL_VARIABLE) or OFFICIAL_URL).rstrip("/")
 
 
 def official(signature: str, access: Access) -> Path:
@@ -103,9 +109,9 @@ def official(signature: str, access: Access) -> Path:
         return here.checked(hidden=access.hidden)
     path, file = caches.official_path(signature), released.OFFICIAL[signature]
     if access.caches_only:
-        raise NoAnswer(f"{path} does not exist, and the network is not to be used")
-    root = os.environ.get(OFFICIAL_VARIABLE) or OFFICIAL_URL
-    source = Source(f"{root.rstrip('/')}/{file.path}", Checksum("sha256", file.sha256))
+        raise NoAnswer(f"{path} does not exist, and the network is not to be used.")
+    url, checksum = f"{_official_url()}/{file.path}", Checksum("sha256", file.sha256)
+    source = Source(url, checksum, name=path.name)
     return access.bring(source, path)
 
 
@@ -127,11 +133,11 @@ def from_hub(repository: str, filename: str, access: Access) -> Path:
         return here.checked(hidden=access.hidden)
     raise NoAnswer(
         f"{constants.HF_HUB_CACHE} has no {filename} of {repository}, and the network is not to be "
-        "used"
+        "used."
     )
 
 
-def definition(name: str, access: Access) -> None:
+def complete_repository(name: str, access: Access) -> None:
     """Bring the yaml of a released bag beside its files, where the hub has given these.
 
     It says what this package knows without it; the reference does not find the files otherwise.
@@ -160,7 +166,8 @@ def _fetch_blob(repository: str, filename: str, access: Access) -> None:
     if kind and not blob.exists():
         # A file on another host comes by an address that is signed: the token is not for that.
         headers = build_hf_headers() if _host(found.location) == _host(url) else {}
-        source = Source(found.location, Checksum(kind, found.etag), found.size, headers)
+        checksum = Checksum(kind, found.etag)
+        source = Source(found.location, checksum, found.size, headers, name=filename)
         access.bring(source, blob)
 
 
@@ -181,7 +188,7 @@ def _told(repository: str, filename: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in disk.FULL:
             raise
-        raise OSError(f"the disk is full: {constants.HF_HUB_CACHE} needs more room") from error
+        raise OSError(f"the disk is full: {constants.HF_HUB_CACHE} needs more room.") from error
 
 
 def _host(url: str) -> str:

@@ -3,7 +3,6 @@
 import difflib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -13,24 +12,13 @@ from demucs_lightning.pretrained import folder, hub, released
 from demucs_lightning.pretrained.bags import Bag, read_bag
 from demucs_lightning.pretrained.formats import read
 from demucs_lightning.pretrained.hub import Access
-from demucs_lightning.pretrained.package import Package, build
+from demucs_lightning.pretrained.package import build
+from demucs_lightning.pretrained.release import Release
 from demucs_lightning.separation.bags import BagOfModels, at_segment
 
 HUB = "hf://"
 SUFFIXES = (".ckpt", ".th", ".safetensors")
 HUB_NAME = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Release:
-    """What a name stands for: M packages (one twice, if a bag names it twice), the weights (M, S)
-    of the bag, None: all alike, and the seconds that it separates at, None: each its own.
-    """
-
-    name: str
-    packages: list[Package]
-    weights: list[list[float]] | None = None
-    segment: float | None = None
 
 
 def load_model(
@@ -88,15 +76,17 @@ def find(
 def _is_path(name: str) -> bool:
     known = name in released.RELEASED or name in released.OFFICIAL
     looks = name.endswith((*SUFFIXES, ".yaml")) or "/" in name or "\\" in name
-    return not known and (looks or Path(name).is_file())
+    return not known and (looks or Path(name).exists())
 
 
-def unknown(name: str) -> str:
-    """The sentence for a name that is not released, with the nearest that are."""
+def unknown(name: str, *, or_path: bool = True) -> str:
+    """The sentence for a name that is not released, with the nearest that are; ``or_path``: the
+    path of a file would have done, too."""
     names = [*released.RELEASED, *released.OFFICIAL]
     near = difflib.get_close_matches(name.lower().replace("-", "_"), names)
     choice = " or ".join(near) if near else f"one of {', '.join(released.RELEASED)}"
-    meant = f"did you mean {choice}?" if near else f"it must be {choice}, {HUB}USER/NAME or a path."
+    others = f", {HUB}USER/NAME or a path" if or_path else f" or {HUB}USER/NAME"
+    meant = f"did you mean {choice}?" if near else f"it must be {choice}{others}."
     return f"There is no model {name!r}: {meant}"
 
 
@@ -117,7 +107,7 @@ def _on_hub(address: str, access: Access) -> Release:
             lambda signature: hub.from_hub(repository, f"{signature}.safetensors", access),
         )
     except NoAnswer as reason:
-        raise OSError(f"{address} can't be had: {reason}.") from reason
+        raise OSError(f"{address} can't be had: {str(reason).rstrip('.')}.") from reason
 
 
 def _file(path: Path) -> Release:

@@ -27,7 +27,7 @@ from demucs_lightning.pretrained.reference import (
     Named,
     described,
     fraction,
-    package_of,
+    interpreted,
 )
 
 KIND = "an official package (.th)"
@@ -49,7 +49,7 @@ def read(path: str | Path) -> Package:
     if not isinstance(klass, str):
         raise ValueError(f"{path} is damaged: what it calls its model is no class.")
     description = Description(klass, content["args"], content["kwargs"])
-    return package_of(description, content["state"], str(path))
+    return interpreted(description, content["state"], str(path))
 
 
 def write(package: Package, path: str | Path, *, half: bool = True) -> None:

@@ -141,7 +141,10 @@ def write_onnx(model: nn.Module, path: str | Path, *, segment: float | None = No
 
 
 def chunk_of(model: Any, segment: float | None = None) -> int:
-    """Samples of the chunks that separation with ``segment`` seconds gives to ``model``."""
+    """Samples of the chunks that separation with ``segment`` seconds gives to ``model``.
+
+    Raises ValueError for a segment that is no length, or none that this model separates at.
+    """
     seconds = float(model.segment if segment is None else segment)
     samples = int(model.samplerate * seconds) if math.isfinite(seconds) else 0
     if samples < 1:
@@ -151,7 +154,13 @@ def chunk_of(model: Any, segment: float | None = None) -> int:
             f"segment is {seconds:g}: this model was trained on {float(model.max_segment):g} "
             "seconds and takes no more."
         )
-    return model.valid_length(samples)
+    chunk = model.valid_length(samples)
+    if segment is not None and math.isfinite(model.max_segment) and chunk - samples > 1:
+        raise ValueError(
+            f"segment is {seconds:g}: the chunk of this model is always the "
+            f"{float(model.max_segment):g} seconds that it was trained on, so leave it out."
+        )
+    return chunk
 
 
 class _Network(nn.Module):

@@ -8,14 +8,14 @@ here everything that it would trust is checked first.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from demucs_lightning.pretrained.package import Package, construct, is_sound
+from demucs_lightning.pretrained.package import Package, Room, construct, is_sound, room_of
 
 QUANTIZED = "__quantized"
 QUANTIZERS = ("diffq.diffq.DiffQuantizer", "diffq.uniform.UniformQuantizer")
@@ -24,6 +24,7 @@ UNUSABLE = (
     *(LookupError, AttributeError, AssertionError),
 )
 MAX_BITS = 15  # of a level; a group has one less at most
+LEVELS_PER_BYTE = 8  # at most: a level has a bit at least
 LANES = 32  # words side by side in a packed tensor of diffq.bitpack, 64 levels each
 
 
@@ -37,7 +38,11 @@ def restore(package: Package) -> dict[str, Tensor]:
     state: Mapping[str, Any] = package.state
     name, arguments, by_torch = _quantizer(state.get("meta"), origin)
     diffq = _diffq(origin)
-    model = construct(package)
+    try:
+        room = _room(state)
+    except UNUSABLE as error:
+        raise _misfit(package) from error
+    model = construct(package, room)
     try:
         quantizer = getattr(diffq, name)(model, **arguments)
         _check(quantizer, state, _unpacker(diffq, by_torch))
@@ -46,11 +51,30 @@ def restore(package: Package) -> dict[str, Tensor]:
         )
         quantizer.detach()
     except UNUSABLE as error:
-        raise ValueError(
-            f"{origin} is damaged: its quantised weights do not fit the model {package.klass} "
-            "that it names."
-        ) from error
+        raise _misfit(package) from error
     return model.state_dict()
+
+
+def _misfit(package: Package) -> ValueError:
+    return ValueError(
+        f"{package.origin} is damaged: its quantised weights do not fit the model {package.klass} "
+        "that it names."
+    )
+
+
+def _room(state: Mapping[str, Any]) -> Room:
+    """How large a model the quantised weights can be of."""
+    parts = [state[name] for name in ("quantized", "float16", "others")]
+    held = room_of(_tensors(parts), per_byte=LEVELS_PER_BYTE)
+    return Room(sum(map(len, parts)), held.numbers)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _tensors(inner)
 
 
 def _quantizer(meta: Any, origin: str) -> tuple[str, dict[str, Any], bool]:

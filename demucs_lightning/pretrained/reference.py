@@ -6,7 +6,6 @@ takes. Both file kinds, ``official`` and ``tensors``, are read and written throu
 """
 
 import inspect
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,7 +61,7 @@ def fraction(numerator: Any, denominator: Any) -> Fraction:
     return Fraction(numerator, denominator)
 
 
-def package_of(description: Description, state: Any, origin: str) -> Package:
+def interpreted(description: Description, state: Any, origin: str) -> Package:
     """The package of what a file describes and of the state that it holds.
 
     Raises ValueError, naming the file, for a class, an argument or weights that can't be.
@@ -138,26 +137,18 @@ def described(package: Package, *, half: bool) -> tuple[Description, dict[str, T
     Raises ValueError, naming the origin, where the package is not a model of the reference, or a
     weight is beyond the range of half precision.
     """
-    build(package)
+    model: Any = build(package)
     call = inspect.signature(CLASSES[package.klass]).bind(**package.kwargs)
     call.apply_defaults()
     kwargs = {**call.arguments, "sources": list(call.arguments["sources"])}
-    kwargs["segment"] = _exact(kwargs["segment"], kwargs["samplerate"])
+    if type(kwargs["segment"]) is float and hasattr(model, "training_length"):
+        # demucs 4 cuts the samples of a float off, which may lose the last one.
+        kwargs["segment"] = Fraction(model.training_length, kwargs["samplerate"])
     if wrong := [name for name, value in kwargs.items() if not _is_plain(value)]:
         raise ValueError(f"{package.origin} has {wrong[0]}, which no file of demucs can hold.")
     dtype = torch.float16 if half else torch.float32
     state = {name: _converted(name, value, dtype, package) for name, value in package.state.items()}
     return Description(f"{PATHS[package.klass]}.{package.klass}", [], kwargs), state
-
-
-def _exact(segment: Any, samplerate: Any) -> Any:
-    """Seconds as a fraction of samples: demucs 4 cuts a float off, which may lose the last one."""
-    if type(segment) is not float or type(samplerate) is not int:
-        return segment
-    samples = segment * samplerate
-    whole = round(samples)
-    close = math.isclose(samples, whole, rel_tol=1e-9)
-    return Fraction(whole if close else int(samples), samplerate)
 
 
 def _converted(name: str, value: Tensor, dtype: torch.dtype, package: Package) -> Tensor:

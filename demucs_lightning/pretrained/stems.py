@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from demucs_lightning.pretrained.package import CLASSES, Package
+from demucs_lightning.pretrained.package import CLASSES, Package, check_fits
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,11 @@ def plan(package: Package, kwargs: Mapping[str, Any]) -> Transfer:
     """How ``package`` becomes the same class of network with other arguments, ``sources`` among
     them; computes nothing.
 
-    Raises ValueError, naming the origin, if a weight has another shape there for another reason
-    than the number of stems, and whatever the class raises for arguments that it does not take.
+    Raises ValueError, naming the origin, for a package that is damaged, and if a weight has another
+    shape there for another reason than the number of stems, and whatever the class raises for
+    arguments that it does not take.
     """
+    check_fits(package)
     sources = list(kwargs["sources"])
     wanted = shapes(package.klass, kwargs)
     axes = stem_axes(package.klass, kwargs)

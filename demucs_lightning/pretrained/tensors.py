@@ -22,7 +22,7 @@ from demucs_lightning.pretrained.reference import (
     Named,
     described,
     fraction,
-    package_of,
+    interpreted,
 )
 
 KIND = "a .safetensors file"
@@ -55,7 +55,7 @@ def read(path: str | Path) -> Package:
     if "structure" in metadata:
         structure = _json(path, metadata, "structure")
         state = _part(path, "structure", lambda: _placed(structure, tensors))
-    return package_of(description, state, str(path))
+    return interpreted(description, state, str(path))
 
 
 def write(package: Package, path: str | Path, *, half: bool = True) -> None:

@@ -38,8 +38,11 @@ def test_files_go_by_their_signature(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [("a.th", "a.safetensors"), ("a.th", "a-0123abcd.th")])
 def test_two_files_of_one_signature_are_both_named(tmp_path: Path, names: tuple) -> None:
     touch(tmp_path, *names)
+    touch(tmp_path, "b.th")
+    found = folder.scan(tmp_path)
+    assert found.file("b") == tmp_path / "b.th"
     with pytest.raises(ValueError, match="are both the model a: keep one") as error:
-        folder.scan(tmp_path)
+        found.file("a")
     assert all(name in str(error.value) for name in names)
 
 

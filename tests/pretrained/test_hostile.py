@@ -5,6 +5,9 @@ import builtins
 import functools
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +20,7 @@ from torch._tensor import _rebuild_from_type_v2
 from torch._utils import _rebuild_tensor_v2
 
 from demucs_lightning.pretrained import official
+from demucs_lightning.pretrained.package import build, check_fits
 from tests.pretrained.conftest import RAW, Raw, official_package, reference_model
 
 
@@ -144,3 +148,36 @@ def test_weights_beyond_their_memory(size: tuple, stride: tuple, tmp_path: Path)
     )
     with pytest.raises(ValueError, match=r"a\.th is damaged[^\n]*\.$"):
         official.read(save(content, tmp_path / "a.th"))
+
+
+def test_no_argument_asks_for_more_than_the_file_has() -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.pretrained.bombs"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    seconds, slowest, memory = done.stdout.splitlines()
+    assert float(seconds) < 3, slowest
+    assert float(memory) < 1000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"t_layers": 10**6}, {"depth": 10**6}, {"channels": 10**5}, {"dconv_depth": -(10**6)}],
+)
+def test_a_small_file_makes_no_large_model(change: dict[str, int], tmp_path: Path) -> None:
+    content = official_package(reference_model("HTDemucs"))
+    content["kwargs"] |= change
+    path = save(content, tmp_path / "a.th")
+    start = time.process_time()
+    for look in (build, check_fits):
+        with pytest.raises(ValueError, match=r"a\.th [^\n]*\.$"):
+            look(official.read(path))
+    assert time.process_time() - start < 10
+
+
+def test_weights_that_share_memory_count_once(tmp_path: Path) -> None:
+    content = official_package(reference_model("HTDemucs"))
+    one = torch.zeros(10**6, dtype=torch.float16)
+    content["state"] |= {f"layer{index}": one for index in range(1000)}
+    content["kwargs"] |= {"channels": 1000}
+    with pytest.raises(ValueError, match="makes a larger model than the one that its weights"):
+        build(official.read(save(content, tmp_path / "a.th")))

@@ -127,7 +127,9 @@ def test_wrong_content_from_the_hub_is_refused(
     declared = hashlib.sha256(right).hexdigest()
     monkeypatch.setattr(servers, "etag", lambda *_: declared)
     server.files[path] = corrupted(right)
-    with pytest.raises(ValueError, match="has sha256 .* instead of .*it was deleted"):
+    with pytest.raises(
+        ValueError, match=r"^aaaa1111\.safetensors has sha256 \w{8} instead .*it was deleted.*\.$"
+    ):
         hub.weights("aaaa1111", ONLINE)
     assert content(tmp_path) == before
     server.files[path] = right
@@ -163,7 +165,7 @@ def test_damage_in_a_cache_is_found_and_only_the_damaged_file_goes(
     assert fetch("aaaa1111", ONLINE).is_file()
 
 
-def test_without_network_one_sentence_says_where_was_looked(
+def test_without_network_one_short_sentence_begins_with_the_reason(
     server: Settings, tmp_path: Path
 ) -> None:
     hub.weights("bbbb1111", ONLINE)
@@ -172,11 +174,9 @@ def test_without_network_one_sentence_says_where_was_looked(
     with pytest.raises(OSError) as error:  # noqa: PT011
         hub.weights("aaaa1111", ONLINE, bag="htdemucs")
     text = str(error.value)
-    assert text.startswith(
-        f"aaaa1111 of htdemucs is neither in {tmp_path}/hf/hub nor in {tmp_path}"
-    )
-    assert "no connection to 127.0.0.1" in text
-    assert "`demucs-lightning models download htdemucs`" in text
+    assert text.startswith("There is no connection to 127.0.0.1:")
+    assert "and aaaa1111 of htdemucs is not on this disk: `demucs-lightning models do" in text
+    assert len(text.split()) < 30
     assert content(tmp_path) == before
     assert hub.weights("bbbb1111", ONLINE).is_file()
 
@@ -188,7 +188,9 @@ def test_offline_asks_nobody(server: Settings, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", how == "variable")
     server.requests.clear()
     assert hub.weights("bbbb1111", access).is_file()
-    with pytest.raises(FileNotFoundError, match="the network is not to be used: .*download aaaa1"):
+    with pytest.raises(
+        FileNotFoundError, match="network is not to be used, and aaaa1111 is not .*download aaaa1"
+    ):
         hub.weights("aaaa1111", access)
     with pytest.raises(OSError, match="does not exist, and the network"):
         hub.official("aaaa1111", access)
@@ -199,14 +201,14 @@ def test_offline_asks_nobody(server: Settings, monkeypatch: pytest.MonkeyPatch, 
 
 def test_nowhere_to_be_had_names_both_answers(server: Settings) -> None:
     server.files.clear()
-    with pytest.raises(OSError, match=r"has no repository adefossez/HTDemucs.*; .*404 Not Found"):
+    with pytest.raises(OSError, match=r"had: .*no repository .*/HTDemucs.*; .*404 Not Found\.$"):
         hub.weights("aaaa1111", ONLINE)
 
 
 @pytest.mark.parametrize("fetch", [hub.weights, hub.official])
 def test_a_web_page_is_not_taken_for_weights(server: Settings, tmp_path: Path, fetch: Any) -> None:
     server.pages = True
-    with pytest.raises(OSError, match="answered with a web page instead of the file"):
+    with pytest.raises(OSError, match=r"^aaaa1111[\w.-]* comes as a web page .*\.$"):
         fetch("aaaa1111", ONLINE)
     assert caches.cached("aaaa1111") == []
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -228,9 +230,9 @@ def test_a_full_disk_is_one_sentence_and_nothing_stands_half_written(
             return self.file.write(view[:4000])
 
     monkeypatch.setattr(
-        disk, "write", lambda file, chunk, missing: whole_write(Full(file), chunk, missing=missing)
+        disk, "write", lambda file, chunk, **kwargs: whole_write(Full(file), chunk, **kwargs)
     )
-    with pytest.raises(OSError, match="the disk is full: .* make room and run it again"):
+    with pytest.raises(OSError, match=r"disk is full: aaaa1111[\w.-]* needs .* run it again\.$"):
         fetch("aaaa1111", ONLINE)
     assert caches.cached("aaaa1111") == []
     assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".part"}

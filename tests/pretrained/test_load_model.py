@@ -129,7 +129,7 @@ def test_what_is_not_on_the_hub_is_one_sentence(server: Settings) -> None:
 
 
 def test_a_local_folder_as_the_reference_reads_it(
-    zoo: Zoo, tmp_path: Path, mixture: Tensor
+    zoo: Zoo, tmp_path: Path, mixture: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("bbbb1111", "cccc1111"):
         (tmp_path / zoo.th[name].name).write_bytes(zoo.th[name].read_bytes())
@@ -147,6 +147,18 @@ def test_a_local_folder_as_the_reference_reads_it(
         pretrained.load_model("htdemucs", repo=tmp_path)
     with pytest.raises(ValueError, match=r"is a folder: .* \(mix, bbbb1111, cccc1111\)"):
         pretrained.load_model(tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(ValueError, match=rf"^{tmp_path.name} is a folder: .* as repo\.$"):
+        pretrained.load_model(tmp_path.name)
+
+
+def test_a_released_name_is_not_that_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("htdemucs").mkdir()
+    with pytest.raises(FileNotFoundError, match="network is not to be used"):
+        pretrained.load_model("htdemucs", offline=True)
 
 
 def test_a_bare_path(zoo: Zoo, mixture: Tensor) -> None:
@@ -184,7 +196,7 @@ def test_a_bag_comes_as_a_whole_or_says_what_is_missing(server: Settings) -> Non
     server.files.pop(next(path for path in server.files if "/demucs/v4/bbbb2222" in path))
     for path in [path for path in server.files if path.endswith("bbbb2222.safetensors")]:
         server.files.pop(path)
-    with pytest.raises(OSError, match="bbbb2222 of mdx is neither in .* download mdx`"):
+    with pytest.raises(OSError, match=r"bbbb2222 of mdx can't be had: .* 404 Not Found\.$"):
         pretrained.load_model("mdx")
     assert len(caches.cached("bbbb1111")) == 1  # what came stays, for the next time
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,6 +72,11 @@ def small(klass: Callable[..., nn.Module], **kwargs: Any) -> Any:
     return klass(**{**SMALL, **kwargs}).eval()
 
 
+def segment_of(model: Any, seconds: float) -> float | None:
+    """The seconds, or None for a model whose chunks are of one length alone."""
+    return None if math.isfinite(model.max_segment) else seconds
+
+
 def noise(model: Any, batch: int, length: int) -> Tensor:
     generator = torch.Generator().manual_seed(batch)
     loud = torch.tensor([1.0, 0.1, 3.0])[:batch, None, None]
@@ -103,7 +109,7 @@ def assert_close(found: Any, expected: Tensor, tolerance: float = 1e-4) -> None:
 def test_the_network_of_a_hybrid_model_gives_what_it_gives_in_torch(name: str, tmp_path: Path):
     model = small(CASES[name][0], **CASES[name][1])
     segment = LONG if "LSTM" in name else SECONDS
-    length = write_onnx(model, tmp_path / "model.onnx", segment=segment)
+    length = write_onnx(model, tmp_path / "model.onnx", segment=segment_of(model, segment))
     session, meta = opened(tmp_path / "model.onnx")
     timed = ["mixture"] * model.hybrid, ["time_estimates"] * model.hybrid
     assert names(session) == (["mixture_spec", *timed[0]], ["spec_estimates", *timed[1]])
@@ -139,7 +145,7 @@ def test_a_long_chunk_keeps_its_level(tmp_path: Path):
 @pytest.mark.parametrize("name", TIME)
 def test_a_model_in_time_is_exported_whole(name: str, tmp_path: Path):
     model = small(Demucs, channels=4, depth=3, **TIME[name])
-    length = write_onnx(model, tmp_path / "model.onnx", segment=1)
+    length = write_onnx(model, tmp_path / "model.onnx", segment=segment_of(model, 1))
     assert length == model.valid_length(RATE)
     session, _ = opened(tmp_path / "model.onnx")
     assert names(session) == (["mixture"], ["estimates"])
@@ -153,7 +159,8 @@ def test_a_model_in_time_is_exported_whole(name: str, tmp_path: Path):
 @pytest.mark.parametrize("name", ["HDemucs", "HTDemucs"])
 def test_common_models_need_numpy_and_onnxruntime_alone(name: str, tmp_path: Path):
     klass, kwargs = CASES[name]
-    write_onnx(small(klass, **kwargs), tmp_path / "model.onnx", segment=0.5)
+    model = small(klass, **kwargs)
+    write_onnx(model, tmp_path / "model.onnx", segment=segment_of(model, 0.5))
     session, _ = opened(tmp_path / "model.onnx")
     assert session.get_modelmeta().description == HYBRID
     assert {line for line in HYBRID.splitlines() if "import" in line} == {
@@ -194,7 +201,7 @@ def test_the_chunk_is_what_separation_gives_to_the_model():
     assert chunk_of(hybrid) == 4 * RATE
     assert chunk_of(hybrid, 0.5) == RATE // 2
     trained = small(HTDemucs, **{**CASES["HTDemucs"][1], "segment": 2})
-    assert chunk_of(trained, 1) == chunk_of(trained) == 2 * RATE
+    assert chunk_of(trained) == 2 * RATE
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -224,6 +231,14 @@ def test_a_segment_beyond_the_training_segment_is_refused(tmp_path: Path):
     model = small(HTDemucs, **{**CASES["HTDemucs"][1], "segment": 2})
     with pytest.raises(ValueError, match=r"segment is 3: .* trained on 2 seconds"):
         write_onnx(model, tmp_path / "model.onnx", segment=3)
+
+
+def test_a_segment_that_would_have_no_effect_is_refused(tmp_path: Path):
+    model = small(HTDemucs, **{**CASES["HTDemucs"][1], "segment": 2})
+    with pytest.raises(ValueError, match=r"segment is 1: .* always the 2 seconds"):
+        write_onnx(model, tmp_path / "model.onnx", segment=1)
+    assert not (tmp_path / "model.onnx").exists()
+    assert chunk_of(model, 2) == chunk_of(model) == model.training_length
 
 
 def test_without_onnx_one_sentence_says_what_to_install(

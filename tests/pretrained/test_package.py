@@ -1,6 +1,7 @@
 """What files say against the classes of this package, and the models that come of it."""
 
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -53,8 +54,14 @@ def test_a_model_is_built_in_full_precision(kind: str) -> None:
     [
         ("Demucs", {"color": 1}, "has color, which is no argument of Demucs"),
         ("Demucs", {"channels": 8}, "is damaged: its encoder.0.0.weight does not fit the model"),
-        ("Demucs", {"channels": "x"}, "is damaged: what it says does not fit the model Demucs"),
-        ("HDemucs", {"wiener_iters": 3}, r"the model HDemucs that it names \(wiener_iters"),
+        ("Demucs", {"channels": "x"}, "that channels of its Demucs is 'x': it must be a number"),
+        ("Demucs", {"channels": -1}, "is damaged: the arguments of its Demucs do not fit"),
+        ("Demucs", {"sources": ["a", 3]}, "it must be a list, each text"),
+        ("Demucs", {"sources": "drums"}, "that sources of its Demucs is 'drums'"),
+        ("HDemucs", {"multi_freqs": 3}, "is 3: it must be a list, each a number or null"),
+        ("HDemucs", {"segment": float("nan")}, "segment of its HDemucs is nan"),
+        ("HDemucs", {"segment": 1e9}, "takes 1000000000.0 seconds at 8000 Hz"),
+        ("HDemucs", {"wiener_iters": 3}, "HDemucs that can't be built: wiener_iters"),
         ("HTDemucs", {"t_sparse_self_attn": True}, "HTDemucs .*t_sparse_self_attn"),
     ],
 )
@@ -73,3 +80,13 @@ def test_sound_tensors() -> None:
     assert all(map(is_sound, (whole, whole.t(), whole[1:], nn.Parameter(whole), whole[:0])))
     unsound = (whole.expand(2, 3, 4), whole.to("meta"), whole.to_sparse(), [0.0], 0.0, None)
     assert not any(map(is_sound, unsound))
+
+
+def test_other_models_have_all_the_room_there_is() -> None:
+    with pytest.raises(ValueError, match="larger model"):
+        build(package_of("Demucs", channels=400))
+    assert len(list(nn.Linear(2000, 2000).parameters())) == 2
+    build(package_of("Demucs"))
+    with ThreadPoolExecutor(4) as pool:
+        packages = [package_of("HTDemucs") for _ in range(8)]
+        assert [type(model).__name__ for model in pool.map(build, packages)] == ["HTDemucs"] * 8

@@ -166,3 +166,17 @@ def test_how_it_is_quantised(name: str, tmp_path: Path) -> None:
 def test_what_is_quantised(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"a\.th is damaged: {FIT} that it names\.$"):
         official.read(damaged(WRONG[name], tmp_path))
+
+
+def test_a_quantised_file_makes_no_large_model(tmp_path: Path) -> None:
+    model = reference_model("Demucs")
+    content = official_package(model, quantizer=diffq.DiffQuantizer(model, min_size=1e-4))
+    for change in (
+        {"channels": 4 * 10**4},
+        {"depth": 10**6, "dconv_mode": 0},
+        {"lstm_layers": 10**6},
+    ):
+        changed = {**content, "kwargs": {**content["kwargs"], **change}}
+        torch.save(changed, tmp_path / "a.th")
+        with pytest.raises(ValueError, match=r"a\.th [^\n]*larger model than the one that"):
+            official.read(tmp_path / "a.th")
