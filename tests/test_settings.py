@@ -360,7 +360,7 @@ def test_a_sweep_runs_one_after_another(
 
 
 def test_with_init_from_the_arguments_of_any_model_are_settings() -> None:
-    cfg = settings.compose(["init_from=htdemucs", "model.t_dropout=0.1"])  # of HTDemucs: the file says so
+    cfg = settings.compose(["init_from=htdemucs", "model.t_dropout=0.1"])  # HTDemucs alone has it
     assert cfg.model.t_dropout == 0.1
     for line in (["model.t_dropout=0.1"], ["init_from=htdemucs", "model.t_drop=0.1"]):
         with pytest.raises(ValueError, match=r"model\.t_drop(out)? is no setting"):
