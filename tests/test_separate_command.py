@@ -231,6 +231,14 @@ def test_a_report(run, songs, cheap):
     assert "3 done, 1 failed" in err
 
 
+def test_a_report_of_what_ends_the_run(run, songs, cheap):
+    code, out, err = run(songs, "--json", "--rate", "fast")
+    assert code == 1
+    report = json.loads(out)
+    assert report["error"] in err
+    assert (report["complete"], report["tracks"]) == (False, [])
+
+
 def test_existing_files(run, songs, cheap):
     assert run(songs / "a.wav")[0] == 0
     code, _, err = run(songs / "a.wav")
@@ -246,9 +254,63 @@ def test_tracks_of_one_name_are_told(run, songs, cheap):
     audio.write(songs / "a.flac", noise(2, 900).clamp(-1, 1), samplerate=RATE)
     code, _, err = run(songs / "a.wav", songs / "a.flac", "--overwrite")
     assert code == 1
+    assert f"{songs / 'a.wav'} and {songs / 'a.flac'} give stems of the same names" in err
     assert "a.flac would take the place of the stems of" in err
+    assert "is there already" not in err
     template = "{track}.{trackext}/{stem}.{ext}"
     assert run(songs / "a.wav", songs / "a.flac", "--filename", template)[0] == 0
+
+
+def test_a_failed_track_blocks_no_other_of_its_name(run, songs, cheap):
+    (songs / "a.flac").write_text("no sound")
+    code, out, _ = run(songs / "a.flac", songs / "a.wav")
+    assert code == 1
+    assert "2 tracks: 1 done, 1 failed." in out
+    assert written() == stems("separated/htdemucs/a")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--other-method", "minus"], "--other-method has no effect without --two-stems."),
+        (["--exact-sum", "--mp3"], "mp3 is lossy: with it stems sum up only roughly."),
+    ],
+)
+def test_what_has_no_effect_is_said(run, songs, cheap, caplog, flags, said):
+    assert run(songs / "a.wav", *flags)[0] == 0
+    assert [record.message for record in caplog.records] == [said]
+
+
+def test_other_stems_and_links_are_no_songs(run, songs, cheap):
+    audio.write(songs / "out/mdx/a/bass.wav", noise(2, 900).clamp(-1, 1), samplerate=RATE)
+    (songs / "link.wav").symlink_to(songs / "a.wav")
+    code, out, _ = run(songs / "a.wav", songs, "-o", songs / "out")
+    assert code == 0
+    assert "3 tracks: 3 done." in out
+
+
+def test_stems_beside_the_songs(run, songs, cheap):
+    code, out, _ = run(songs, "-o", songs)
+    assert code == 0
+    assert "3 tracks: 3 done." in out
+
+
+def test_flac_has_no_floats(run, songs, cheap, caplog):
+    assert run(songs / "a.wav", "--flac", "--float32")[0] == 0
+    said = [record.message for record in caplog.records]
+    assert said == ["flac has no such thing as FLOAT samples: that is left out."]
+    assert {mode(path) for path in written()} == {(RATE, "PCM_16")}
+
+
+def test_ctrl_c_while_a_command_is_loaded(monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "import_module", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        commands.main(["separate"])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
 
 
 @pytest.mark.parametrize(
@@ -268,7 +330,8 @@ def test_tracks_of_one_name_are_told(run, songs, cheap):
         (["a.wav", "--filename", "{nope}"], "has {nope}"),
         (["a.wav", "--filename", "{track}.{ext}"], "one name"),
         (["a.wav", "--filename", "../{track}{stem}"], "must stay in the output folder"),
-        (["a.wav", "--flac", "--float32"], "can't be written as FLOAT"),
+        (["a.wav", "--flac", "--filename", "{stem}.wav"], "let it end in .{ext}"),
+        (["a.wav", "b.wav", "--filename", "../{stem}.{ext}"], "must stay in the output folder"),
         (["a.wav", "--mp3", "--mp3-bitrate", "9999"], "bitrate=9999"),
         (["a.wav", "--format", "ogg", "--stems", ","], "must be a list"),
         (["x" * 300], "File name too long"),
@@ -318,6 +381,7 @@ def cut(path: Path) -> None:
     [
         ("x.wav", lambda path: path.write_bytes(b""), "is empty"),
         ("x.wav", cut, "is truncated"),
+        ("x.flac", cut, "truncated"),
         ("x.mp3", lambda path: path.write_text("no sound " * 99), "can't be decoded"),
         ("x.mp4", video_without_sound, "has no sound"),
         ("x.wav", nan_in_it, "second 1.000"),
@@ -493,15 +557,16 @@ def test_hundreds_of_damaged_files(run, tmp_path, cheap):
 
 
 LONG = """
-import resource, sys
+import sys
 import torch
 from demucs_lightning import Separator
+from tests.memory import peak
 from tests.separator.models import Shares, noise
 torch.set_num_threads(1)
 separator = Separator(Shares((0.6, 3.0), ["a", "b"]), device="cpu", segment=10)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 report = separator.separate_to(sys.argv[1], sys.argv[2], exact_sum=True)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+after = peak()
 print(after - before, report.seconds)
 """
 

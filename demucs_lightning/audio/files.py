@@ -60,7 +60,10 @@ def decoding(path: Path) -> Iterator[None]:
     try:
         yield
     except (soundfile.SoundFileError, FFmpegError) as error:
-        raise ValueError(f"{path} can't be decoded as audio ({reason(error)}).") from error
+        why = reason(error)
+        if "psf_fseek" in why or "lost sync" in why:  # of a FLAC file that ends too early
+            why = "it is truncated or damaged"
+        raise ValueError(f"{path} can't be decoded as audio ({why}).") from error
 
 
 def reason(error: Exception) -> str:

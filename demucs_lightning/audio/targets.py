@@ -19,6 +19,7 @@ from torch import Tensor
 from demucs_lightning.audio.encoding import LAYOUTS, Encoding, Format, configure
 from demucs_lightning.audio.files import native, url
 from demucs_lightning.audio.metadata import Tags, attach_cover, picture_comment
+from demucs_lightning.audio.ogg import settle
 from demucs_lightning.audio.wav import WavFile
 
 VORBIS_QUALITY = 0.8  # of 1: about 256 kbit/s
@@ -77,6 +78,7 @@ class SoundfileTarget:
     """Ogg Vorbis and AIFF, through libsndfile."""
 
     def __init__(self, job: Job) -> None:
+        self._job = job
         self._shift = 32 - {"PCM_16": 16, "PCM_24": 24}.get(job.subtype or "", 32)
         self._file = soundfile.SoundFile(
             native(job.path),
@@ -98,6 +100,8 @@ class SoundfileTarget:
 
     def close(self) -> None:
         self._file.close()
+        if self._job.form.container == "OGG":
+            settle(self._job.path)
 
     def abort(self) -> None:
         with suppress(soundfile.SoundFileError):
@@ -157,6 +161,8 @@ class AvTarget:
         for stream in self._streams:
             self._container.mux(stream.encode(None))
         self._container.close()
+        if self._job.form.container == "opus":
+            settle(self._job.path)
 
     def abort(self) -> None:
         with suppress(FFmpegError, OSError):  # what couldn't be written before still can't

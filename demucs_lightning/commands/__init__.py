@@ -18,6 +18,7 @@ COMMANDS = {
     "bag": "put models together that separate as one, such as a specialist for each source",
     "demo": "train a small separator on songs made on the spot, and hear it",
 }
+INTERRUPTED = 130
 USAGE = "\n".join(
     [
         "usage: demucs-lightning COMMAND [...]",
@@ -37,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(
             f"error: {name!r} is no command of demucs-lightning; there are {', '.join(COMMANDS)}."
         )
-    command = import_module(f"demucs_lightning.commands.{name}")
-    # Processes of a distributed run start this file again, with the same settings.
-    sys.argv[0] = str(command.__file__)
-    command.main(rest)
+    try:
+        command = import_module(f"demucs_lightning.commands.{name}")
+        # Processes of a distributed run start this file again, with the same settings.
+        sys.argv[0] = str(command.__file__)
+        command.main(rest)
+    except KeyboardInterrupt:  # loading torch takes seconds
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED)

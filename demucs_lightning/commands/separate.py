@@ -10,7 +10,8 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from demucs_lightning import audio, pretrained
-from demucs_lightning.commands.explain import explained
+from demucs_lightning.commands.explain import MISTAKES, explained, sentence
 from demucs_lightning.commands.tracks import Run, found
 from demucs_lightning.pretrained import folder, released
 from demucs_lightning.pretrained.loading import SUFFIXES
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[Console()])
     try:
-        with explained():
+        with explained(), reported(options.json):
             if options.list_models:
                 print(listed(options.repo))
                 return
@@ -66,6 +67,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if run.interrupted:
         sys.exit(INTERRUPTED)
     sys.exit(0 if run.complete else 1)
+
+
+@contextmanager
+def reported(as_json: bool) -> Iterator[None]:
+    """With ``as_json``, a mistake that ends the run is a report too."""
+    try:
+        yield
+    except (*MISTAKES, torch.OutOfMemoryError) as error:
+        if as_json:
+            report = {"error": sentence(error), "complete": False, "tracks": []}
+            print(json.dumps(report, indent=2))
+        raise
 
 
 def parser() -> argparse.ArgumentParser:
@@ -198,6 +211,10 @@ def separate(options: argparse.Namespace) -> Run:
     target = target_of(options)
     stems = options.stems and [name.strip() for name in options.stems.split(",") if name.strip()]
     choice = Choice(stems, options.two_stems, options.other_method, options.exact_sum)
+    if options.other_method != METHODS[0] and not options.two_stems:
+        logging.warning("--other-method has no effect without --two-stems.")
+    if options.exact_sum and not audio.FORMATS[f".{target.format}"].subtypes:
+        logging.warning("%s is lossy: with it stems sum up only roughly.", target.format)
     separator = separator_of(options)
     folder = options.out / folder_of(options.name)
     run = Run(separator, folder, choice, target, dry=options.dry_run, json=options.json)
@@ -206,7 +223,7 @@ def separate(options: argparse.Namespace) -> Run:
         f"{options.name} on {described(separator.devices)} in {separator.precision}; "
         f"stems go to {folder}"
     )
-    run.tracks(found(options.tracks, leaving_out=folder))
+    run.tracks(found(options.tracks, leaving_out=(options.out, folder)))
     run.summarise()
     return run
 
@@ -234,12 +251,14 @@ def separator_of(options: argparse.Namespace) -> Separator:
 def target_of(options: argparse.Namespace) -> Target:
     """How files are written. Settings that the format has not are left out, and that is said."""
     form = audio.FORMATS[f".{options.format or 'wav'}"]
+    depth = DEPTHS.get(options.depth)
     settings: dict[str, Any] = {
-        "subtype": DEPTHS.get(options.depth) if form.subtypes else None,
+        "subtype": depth if depth in form.subtypes else None,
         "bitrate": options.bitrate if form.bitrates else None,
         "preset": options.mp3_preset if form.presets else None,
     }
-    asked = {"a depth": DEPTHS.get(options.depth), "a bit rate": options.bitrate}
+    what = f"{depth} samples" if form.subtypes else "a depth"
+    asked = {what: depth, "a bit rate": options.bitrate}
     asked["a preset"] = options.mp3_preset
     for (what, value), used in zip(asked.items(), settings.values(), strict=True):
         if value is not None and used is None:

@@ -28,7 +28,8 @@ from demucs_lightning.separator import (
     plan,
 )
 from demucs_lightning.separator.choice import Parts
-from demucs_lightning.separator.names import template_for
+from demucs_lightning.separator.files import names
+from demucs_lightning.separator.names import check_template, template_for
 
 # What is looked for in folders. A file that is named is tried, whatever it is called.
 SUFFIXES = {
@@ -40,6 +41,7 @@ NO_MEMORY = (
     "there is not enough memory, even for one short segment: --device cpu may have more, and a "
     "shorter --segment needs less"
 )
+APART = '--filename "{track}.{trackext}/{stem}.{ext}" tells them apart.'
 FAILURES = (*MISTAKES, torch.OutOfMemoryError, MemoryError)
 
 
@@ -52,27 +54,30 @@ class Track:
     fault: str = ""
 
 
-def found(paths: Sequence[Path], *, leaving_out: Path) -> list[Track]:
+def found(paths: Sequence[Path], *, leaving_out: Sequence[Path]) -> list[Track]:
     """The files that are named, and those in folders that are, each once and in order; not those
-    of ``leaving_out``, where stems go."""
-    tracks: dict[Path, Track] = {}
+    in folders of ``leaving_out``, where stems go, that lie inside a folder that is named."""
+    tracks: dict[str, Track] = {}
     for path in paths:
         if not os.path.isdir(path):  # False for a name that no file can have
-            tracks.setdefault(path, Track(path))
+            tracks.setdefault(os.path.realpath(path), Track(path))
             continue
-        inside = [file for file in sorted(path.rglob("*")) if _is_track(file, path, leaving_out)]
+        home = Path(os.path.realpath(path))
+        places = [Path(os.path.realpath(place)) for place in leaving_out]
+        places = [place for place in places if home in place.parents]
+        inside = [file for file in sorted(path.rglob("*")) if _is_track(file, path, places)]
         for file in inside:
-            tracks.setdefault(file, Track(file, file.relative_to(path).parent))
+            tracks.setdefault(os.path.realpath(file), Track(file, file.relative_to(path).parent))
         if not inside:
-            tracks[path] = Track(path, fault=f"{path} is a folder without audio files.")
+            tracks[str(home)] = Track(path, fault=f"{path} is a folder without audio files.")
     return list(tracks.values())
 
 
-def _is_track(file: Path, folder: Path, leaving_out: Path) -> bool:
+def _is_track(file: Path, folder: Path, leaving_out: Sequence[Path]) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
     if hidden or file.suffix.lower() not in SUFFIXES or not file.is_file():
         return False
-    return leaving_out.absolute() not in file.absolute().parents
+    return not {*leaving_out} & {*Path(os.path.realpath(file)).parents}
 
 
 @dataclass
@@ -115,10 +120,12 @@ class Run:
 
     def check(self) -> None:
         """Raise what would fail for every track."""
-        names = Parts(self.choice, self.separator.model).names
-        template_for(self.target.filename, self.target.format, len(names))
+        parts = Parts(self.choice, self.separator.model).names
+        check_template(
+            template_for(self.target.filename, self.target.format, len(parts)), self.target.format
+        )
         audio.check_encoder(
-            f"{names[0]}.{self.target.format}",
+            f"{parts[0]}.{self.target.format}",
             samplerate=self.target.rate or self.separator.samplerate,
             channels=self.separator.audio_channels,
             encoding=audio.Encoding(self.target.subtype, self.target.bitrate, self.target.preset),
@@ -132,8 +139,10 @@ class Run:
         self._asked = len(tracks)
         with terminable():
             try:
+                self._check_names(tracks)
                 for number, track in enumerate(tracks, start=1):
                     outcome = self._outcome(track, f"{number}/{len(tracks)}")
+                    self._taken.update(dict.fromkeys(outcome.files.values(), track.path))
                     self.outcomes.append(outcome)
                     self._tell(outcome)
             except KeyboardInterrupt:
@@ -162,15 +171,36 @@ class Run:
         if track.fault:
             raise ValueError(track.fault)
         target = replace(self.target, below=track.below)
-        planned = plan(self.separator, track.path, self.folder, self.choice, target)
-        for file in planned.files.values():
+        for file in self._names(track):
             if other := self._taken.get(file):
                 raise ValueError(
-                    f"{track.path} would take the place of the stems of {other}: --filename "
-                    '"{track}.{trackext}/{stem}.{ext}" tells them apart.'
+                    f"{track.path} would take the place of the stems of {other}. {APART}"
                 )
-        self._taken.update(dict.fromkeys(planned.files.values(), track.path))
-        return planned
+        return plan(self.separator, track.path, self.folder, self.choice, target)
+
+    def _check_names(self, tracks: Sequence[Track]) -> None:
+        """Say which tracks have stems of one name, before any is separated."""
+        owners: dict[Path, Path] = {}
+        for track in tracks:
+            files = self._names(track)
+            if other := next((owners[file] for file in files if file in owners), None):
+                tqdm.write(
+                    f"{other} and {track.path} give stems of the same names: only the first that "
+                    f"can be separated is. {APART}",
+                    file=sys.stderr,
+                )
+            owners.update({file: track.path for file in files if file not in owners})
+
+    def _names(self, track: Track) -> list[Path]:
+        """The files of a track; none where its turn will tell what is wrong with it."""
+        if track.fault:
+            return []
+        target = replace(self.target, below=track.below)
+        try:
+            files = names(self.separator, track.path, self.folder, self.choice, target)
+        except FAILURES:
+            return []
+        return list(files.values())
 
     def _tell(self, outcome: Outcome) -> None:
         path, report = outcome.track.path, outcome.report

@@ -47,12 +47,12 @@ class Chunks:
     def separate(self, mixture: Incoming, offsets: Sequence[int], size: int) -> tuple[Tensor, ...]:
         """Stems (B, S, C, size) of the chunks at ``offsets``, which are one batch for the model.
 
-        They go to the model's device, in the mixture's precision: the model's own is for what lies
-        between its STFT and the inverse.
+        They go to the model's device and precision, but never below fp32, which is for what lies
+        between a model's STFT and the inverse, and come back to the mixture's.
         """
         margin, length = self.margin(size), self.widened(size)
         windows = torch.cat([mixture.window(offset - margin, length) for offset in offsets])
-        estimates = self.run(windows.to(_device(self.model, windows)))
+        estimates = self.run(_brought(windows, self.model))
         if self.stems is not None:
             estimates = estimates[:, self.stems]
         return estimates[..., margin : margin + size].to(windows).chunk(len(offsets))
@@ -135,6 +135,7 @@ class Pass:
         return (whole, chunk) if whole else ([self.at], mixture.end - self.at)
 
 
-def _device(model: SeparationModel, mixture: Tensor) -> torch.device:
-    weights = model.parameters() if isinstance(model, nn.Module) else ()
-    return next(iter(weights), mixture).device
+def _brought(windows: Tensor, model: SeparationModel) -> Tensor:
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    weights = next(iter(parameters), windows)
+    return windows.to(weights.device, torch.promote_types(weights.dtype, torch.float32))

@@ -25,7 +25,7 @@ from demucs_lightning.data.disk import check_space
 from demucs_lightning.separation import Progress
 from demucs_lightning.separator.background import Behind
 from demucs_lightning.separator.choice import Choice, Parts
-from demucs_lightning.separator.names import STEM_FILE, filled, template_for, values_of
+from demucs_lightning.separator.names import STEM_FILE, fields_of, filled, template_for, values_of
 from demucs_lightning.separator.sources import Source, resized_length
 from demucs_lightning.separator.spool import Spool
 
@@ -174,6 +174,16 @@ def plan(
     if not planned.skipped:
         _check(planned, folder)
     return planned
+
+
+def names(
+    separator: Separates, path: Path, folder: Path, choice: Choice, target: Target
+) -> dict[str, Path]:
+    """The files of a plan alone: the track is opened only where they are called by its tags."""
+    parts = Parts(choice, separator.model).names
+    fields = fields_of(target.filename or "")
+    tags = audio.tags(path) if {"title", "artist", "album"} & {*fields} else audio.Tags()
+    return _files(path, folder, target, parts, tags)
 
 
 def _files(

@@ -65,7 +65,8 @@ def described(devices: Sequence[torch.device]) -> str:
     if first.type == "cuda":
         return times + torch.cuda.get_device_name(first)
     if first.type == "cpu":
-        return f"CPU ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        return f"CPU ({threads} thread{'s' * (threads > 1)})"
     return times + first.type
 
 

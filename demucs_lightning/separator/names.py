@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from demucs_lightning.audio import Tags
+from demucs_lightning.audio.encoding import format_of
 
 TEMPLATE = "{track}/{stem}.{ext}"
 STEM_FILE = "stem.mp4"
@@ -37,6 +38,16 @@ def template_for(template: str | None, form: str, stems: int) -> str:
     if "stem" not in fields_of(template) and form != STEM_FILE and stems > 1:
         raise ValueError(f"filename is {template!r}: without {{stem}} all stems have one name.")
     return template
+
+
+def check_template(template: str, form: str) -> None:
+    """Raise ValueError for what would be wrong with the names of all tracks."""
+    name = filled(Path(), template, {**dict.fromkeys(FIELDS, "x"), "ext": form})
+    plain = "{" not in Path(template).suffix
+    if plain and name.suffix and format_of(name) is not format_of(f"x.{form}"):
+        raise ValueError(
+            f"filename is {template!r}, and the format is {form}: let it end in .{{ext}}."
+        )
 
 
 def values_of(path: Path, tags: Tags) -> dict[str, str]:

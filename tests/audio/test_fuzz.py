@@ -17,6 +17,7 @@ import torch
 from demucs_lightning import audio
 from demucs_lightning.audio import Encoding, StemWriter
 from tests.audio.sounds import tones
+from tests.memory import peak
 
 COUNT = 480
 ABSURD = [0, 1, 2**16, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1]
@@ -97,14 +98,13 @@ def decode(path: Path) -> str:
 
 def decode_all(folder: str) -> None:
     """What a process of its own does: damage, decode, report."""
-    import resource
     import time
 
     torch.set_num_threads(1)
     place = Path(folder)
     (place / "real").mkdir()
     files = originals(place / "real")
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    base = peak()
     said, slowest = [], 0.0
     for number in range(COUNT):
         chance = random.Random(number)
@@ -115,7 +115,7 @@ def decode_all(folder: str) -> None:
         said.append(decode(path))
         slowest = max(slowest, time.process_time() - start)
         path.unlink()
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
+    grown = peak() - base
     sys.stdout.write(json.dumps({"said": said, "slowest": slowest, "grown": grown}))
 
 

@@ -12,6 +12,8 @@ import torch
 from demucs_lightning import audio
 from tests.audio.sounds import RATE, encode, noise, stempeg_song, tones
 
+ROOT = Path(__file__).parents[2]
+
 
 def joined(reader: audio.AudioReader) -> torch.Tensor:
     return torch.cat(list(reader), dim=-1)
@@ -170,16 +172,17 @@ def test_names_that_are_no_text(tmp_path):
 
 
 MEASURE = """
-import resource, sys, torch
+import sys, torch
 from demucs_lightning import audio
+from tests.memory import peak
 path, seconds = sys.argv[1], int(sys.argv[2])
 block = torch.zeros(2, 48000).uniform_(-0.5, 0.5)
 with audio.writer(path, samplerate=48000, channels=2) as to:
     for _ in range(seconds):
         to.write(block)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 frames = sum(found.shape[-1] for found in audio.stream(path, samplerate=44100, channels=1))
-print(frames, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(frames, before, peak())
 """
 
 
@@ -188,8 +191,8 @@ def test_memory_does_not_grow_with_length(tmp_path, name):
     peaks = []
     for seconds in (5, 50):
         command = [sys.executable, "-c", MEASURE, str(tmp_path / name), str(seconds)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        frames, *kilobytes = map(int, output.split())
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        frames, *kilobytes = map(int, done.stdout.split())
         assert abs(frames - seconds * 44_100) < 2048
         peaks.append(kilobytes)
     for short, long in zip(*peaks, strict=True):  # 45 s of stereo floats are 17 MB

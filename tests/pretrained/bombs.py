@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from demucs_lightning.pretrained.package import CLASSES, Package, build
+from tests.memory import peak
 
 VALUES: list[Any] = [10**6, 10**9, 2**40, -1, 0, 1e-12, float("nan"), [1] * 10**5]
 SMALL: dict[str, dict[str, Any]] = {
@@ -39,7 +40,7 @@ def main() -> None:
                     assert len(said) < 400, said[:400]
                 took = time.process_time() - start
                 slowest = max(slowest, (took, f"{klass} {name}={str(value)[:20]}"))
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    memory = peak() / 1024
     sys.stdout.write("\n".join(map(str, (*slowest, memory))))
 
 

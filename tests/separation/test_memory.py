@@ -107,9 +107,10 @@ def test_a_bag_that_streams_makes_do_too():
 def test_memory_does_not_grow_with_the_length():
     # 30 minutes of stereo are 605 MiB, and their two stems as much each.
     program = """
-        import math, resource
+        import math
         import torch
         from demucs_lightning.separation import stream
+        from tests.memory import peak
 
         class Model(torch.nn.Module):
             sources, audio_channels, samplerate = ["a", "b"], 2, 44100
@@ -120,7 +121,7 @@ def test_memory_does_not_grow_with_the_length():
                 return torch.stack([mixture] * 2, dim=1)
 
         def used():
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            return peak() // 1024
 
         def minutes(count):
             for second in range(60 * count):

@@ -36,7 +36,7 @@ def test_devices_of_a_machine_without(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert devices_of("auto") == [CPU]
-    assert described([CPU]) == "CPU (1 threads)"
+    assert described([CPU]) == "CPU (1 thread)"
     for name in ("cuda", "cuda:0", "mps"):
         with pytest.raises(ValueError, match=f"device is {name}: this machine has no"):
             devices_of(name)
