@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demucs_lightning.models.layers import DConv
-from demucs_lightning.models.layout import Conv1d, ConvTranspose1d, HalvesConv1d, HalvesConv2d, glu
+from demucs_lightning.models.layout import (
+    Conv1d,
+    Conv2d,
+    ConvTranspose1d,
+    HalvesConv1d,
+    HalvesConv2d,
+    glu,
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class LayerPlan:
 
     def down(self, inputs: int, outputs: int) -> nn.Module:
         if self.freq:
-            return nn.Conv2d(
+            return Conv2d(
                 inputs, outputs, (self.kernel_size, 1), (self.stride, 1), (self.padding, 0)
             )
         return Conv1d(inputs, outputs, self.kernel_size, self.stride, self.padding)
