@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Halves = Tensor | tuple[Tensor, Tensor]
+Steps = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 def entering(x: Tensor, network: nn.Module) -> Tensor:
@@ -36,20 +37,22 @@ def unrows(x: Tensor, bins: int) -> Tensor:
     return x.view(-1, bins, *x.shape[1:]).permute(0, 3, 1, 2)
 
 
-def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, *steps: tuple[int, ...]) -> Tensor:
-    """``F.conv2d`` with ``steps``: stride, padding, dilation.
+def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, steps: Steps) -> Tensor:
+    """``F.conv2d`` with the stride, padding and dilation of ``steps``.
 
     With a stride, few channels go through fp32 on CPUs: torch 2.13's bf16 is wrong there for 8 and
     12 of them along frequency, 16 and 24 along time, with kernels of 8 and strides of 4.
     """
-    if x.device.type != "cpu" or x.shape[1] >= 32 or max(steps[0]) == 1:
-        return F.conv2d(x, weight, bias, *steps)
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if dtype != torch.bfloat16:
-        return F.conv2d(x, weight, bias, *steps)
+    stride, padding, dilation = steps
+    lowered = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if lowered else x.dtype
+    few = x.device.type == "cpu" and x.shape[1] < 32 and max(stride) > 1
+    if not few or dtype != torch.bfloat16:
+        return F.conv2d(x, weight, bias, stride, padding, dilation)
     with torch.autocast("cpu", enabled=False):
-        exact = [None if each is None else each.float() for each in (weight, bias)]
-        return F.conv2d(x.float(), *exact, *steps).to(dtype)
+        exact = None if bias is None else bias.float()
+        y = F.conv2d(x.float(), weight.float(), exact, stride, padding, dilation)
+    return y.to(dtype)
 
 
 class Conv1d(nn.Conv1d):
@@ -61,7 +64,7 @@ class Conv1d(nn.Conv1d):
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         stride, pad, dilation = self.stride[0], int(self.padding[0]), self.dilation[0]
         if x.shape[3] > len(weight):
-            return convolved(x, weight[:, :, None], bias, (1, stride), (0, pad), (1, dilation))
+            return convolved(x, weight[:, :, None], bias, ((1, stride), (0, pad), (1, dilation)))
         # Of few steps with many channels, it takes less to copy the steps that each kernel sees
         # than to bring the weights into the order that a convolution needs.
         x, taps = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad)), weight.shape[2]
@@ -76,7 +79,8 @@ class Conv2d(nn.Conv2d):
         return self.run(input, self.weight, self.bias)
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return convolved(x, weight, bias, self.stride, (int(self.padding[0]), int(self.padding[1])))
+        padding = int(self.padding[0]), int(self.padding[1])
+        return convolved(x, weight, bias, (self.stride, padding, self.dilation))
 
 
 class ConvTranspose1d(nn.ConvTranspose1d):
