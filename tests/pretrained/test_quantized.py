@@ -7,7 +7,6 @@ from typing import Any
 
 import demucs.hf
 import demucs.states
-import diffq
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,8 @@ from tests.pretrained.conftest import (
     reference_model,
     safetensors_file,
 )
+
+diffq = pytest.importorskip("diffq", reason="diffq is source, which needs a C compiler")
 
 KINDS = list(SMALL)
 
