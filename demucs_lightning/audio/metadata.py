@@ -1,8 +1,8 @@
 """What a file says of itself: title, artist, cover, ..., read from any format and carried over.
 
-FLAC, MP3, M4A, `.stem.mp4` and Opus hold all of `Tags`. Those of Ogg Vorbis and WAV (LIST INFO) are
-written without cover, album artist, disc and composer, and AIFF with nothing but title, artist,
-comment and copyright.
+FLAC, MP3, M4A, `.stem.mp4`, Opus and WAV (LIST INFO and ID3) hold all of `Tags`. Those of Ogg
+Vorbis are written without cover, album artist, disc and composer, and AIFF with nothing but title,
+artist, comment and copyright.
 """
 
 import base64

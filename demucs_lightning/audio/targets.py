@@ -18,6 +18,7 @@ from torch import Tensor
 
 from demucs_lightning.audio.encoding import LAYOUTS, Encoding, Format, configure
 from demucs_lightning.audio.files import native, url
+from demucs_lightning.audio.id3 import tag
 from demucs_lightning.audio.metadata import Tags, attach_cover, picture_comment
 from demucs_lightning.audio.ogg import settle
 from demucs_lightning.audio.wav import WavFile
@@ -71,6 +72,7 @@ def open_target(job: Job) -> Target:
         channels=job.channels,
         subtype=job.subtype or "",
         info=job.tags.texts(),
+        id3=tag(job.tags),
     )
 
 

@@ -102,14 +102,22 @@ class WavFile:
     Takes blocks (C, t), of integers for PCM (the steps of the format) and of float32 for FLOAT.
     """
 
-    def __init__(
-        self, path: Path, *, samplerate: int, channels: int, subtype: str, info: Mapping[str, str]
+    def __init__(  # noqa: PLR0913
+        self,
+        path: Path,
+        *,
+        samplerate: int,
+        channels: int,
+        subtype: str,
+        info: Mapping[str, str],
+        id3: bytes = b"",
     ) -> None:
         self._frame = WIDTHS[subtype] * channels
         self._subtype = subtype
         self._size = 0
         self._file: BinaryIO = path.open("wb")
         chunks = _chunk(b"fmt ", _format(samplerate, channels, subtype)) + _info(info)
+        chunks += _chunk(b"id3 ", id3) if id3 else b""
         self._file.write(b"RIFF" + bytes(4) + b"WAVE" + _chunk(b"JUNK", bytes(28)) + chunks)
         self._file.write(b"data" + bytes(4))
         self._offset = self._file.tell()

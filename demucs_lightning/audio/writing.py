@@ -110,9 +110,12 @@ class AudioWriter:
             raise self._failed(error) from error
 
     def _checked(self, block: Tensor) -> Tensor:
-        """Float32, finite, and within full scale unless the file keeps what is not."""
+        """Floats, finite, and within full scale unless the file keeps what is not. Float64 stays,
+        as float32 doesn't hold all steps of PCM_32."""
         block = block.detach().cpu()
-        block = block / SCALES["PCM_16"] if block.dtype == torch.int16 else block.float()
+        if block.dtype == torch.int16:
+            block = block / SCALES["PCM_16"]
+        block = block if block.dtype == torch.float64 else block.float()
         peaks = block.abs().amax(dim=0)
         good, fault = torch.isfinite(peaks), "NaN or infinite values"
         if good.all() and self._job.subtype != FLOAT and not self._clip:
@@ -194,8 +197,8 @@ def write(path: str | Path, audio: Tensor, *, samplerate: int, subtype: str | No
 def _stored(block: Tensor, subtype: str | None) -> Tensor:
     """What a file holds: the steps of PCM, or floats, which a codec wants within full scale."""
     if subtype == FLOAT:
-        return block
+        return block.float()
     if subtype is None:
-        return block.clamp(-1, 1)
+        return block.float().clamp(-1, 1)
     scale = SCALES[subtype]
     return (block.double() * scale).round().clamp(-scale, scale - 1).int()

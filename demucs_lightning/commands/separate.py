@@ -8,7 +8,6 @@ import argparse
 import io
 import json
 import logging
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,16 +18,14 @@ import torch
 from tqdm import tqdm
 
 from demucs_lightning import audio, pretrained
-from demucs_lightning.commands.explain import MISTAKES, explained, sentence
+from demucs_lightning.commands.explain import explained, mistakes, sentence
+from demucs_lightning.commands.flags import DEPTHS, parser
 from demucs_lightning.commands.tracks import Run, found
 from demucs_lightning.pretrained import folder, released
 from demucs_lightning.pretrained.loading import SUFFIXES
 from demucs_lightning.separator import Choice, Separator, Target, described
 from demucs_lightning.separator.choice import METHODS
-from demucs_lightning.separator.files import CLIP_MODES
-from demucs_lightning.separator.hardware import PRECISIONS
 
-DEPTHS = {"16": "PCM_16", "24": "PCM_24", "32": "PCM_32", "float": "FLOAT"}
 INTERRUPTED = 130
 
 
@@ -53,15 +50,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[Console()])
-    try:
-        with explained(), reported(options.json):
-            if options.list_models:
-                print(listed(options.repo))
-                return
+    with explained(), reported(options.json):
+        if options.list_models:
+            print(listed(options.repo))
+            return
+        try:
             run = separate(options)
-    except KeyboardInterrupt:  # before the first track
-        print("Interrupted: nothing was written.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        except KeyboardInterrupt:  # before the first track
+            print("Interrupted: nothing was written.", file=sys.stderr)
+            sys.exit(INTERRUPTED)
     if options.json:
         print(json.dumps(run.as_json(), indent=2))
     if run.interrupted:
@@ -74,130 +71,11 @@ def reported(as_json: bool) -> Iterator[None]:
     """With ``as_json``, a mistake that ends the run is a report too."""
     try:
         yield
-    except (*MISTAKES, torch.OutOfMemoryError) as error:
+    except mistakes() as error:
         if as_json:
             report = {"error": sentence(error), "complete": False, "tracks": []}
             print(json.dumps(report, indent=2))
         raise
-
-
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        "demucs-lightning separate",
-        description="Separate songs into stems. Exits with 0 only if every track was separated.",
-    )
-    top.add_argument("tracks", nargs="*", type=Path, help="audio files, or folders of them")
-    _model_options(top)
-    _output_options(top)
-    _format_options(top)
-    top.add_argument("--json", action="store_true", help="a report as JSON on stdout")
-    top.add_argument("--dry-run", action="store_true", help="check and say all, write nothing")
-    top.add_argument("--list-models", action="store_true", help="list the models and exit")
-    top.add_argument("-v", "--verbose", action="store_true")
-    return top
-
-
-def _model_options(top: argparse.ArgumentParser) -> None:
-    group = top.add_argument_group("model")
-    group.add_argument(
-        "-n", "--name", default="htdemucs", help="a released model, a file or hf://USER/NAME"
-    )
-    group.add_argument("--repo", type=Path, help="a folder of models, for the name in it")
-    group.add_argument("--offline", action="store_true", help="no network: only what is cached")
-    group.add_argument(
-        "-d", "--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, or cuda:0,cuda:1"
-    )
-    group.add_argument("--precision", choices=PRECISIONS, default="auto", help="default: auto")
-    group.add_argument("--shifts", type=int, default=1, help="random delays to average (1)")
-    group.add_argument("--overlap", type=float, default=0.25, help="of the chunks (0.25)")
-    chunks = group.add_mutually_exclusive_group()
-    chunks.add_argument(
-        "--no-split",
-        dest="segment",
-        action="store_const",
-        const=math.inf,
-        help="each track in one piece, whatever memory that takes",
-    )
-    chunks.add_argument("--segment", type=float, help="seconds of a chunk; default: the model's")
-    group.add_argument("--batch-size", type=int, help="chunks at once; default: what fits")
-    group.add_argument("--seed", type=int, default=0, help="of the delays (0)")
-    group.add_argument(
-        "-j", "--jobs", type=int, default=0, help="threads of the CPU; default: one for each core"
-    )
-
-
-def _output_options(top: argparse.ArgumentParser) -> None:
-    group = top.add_argument_group("stems and files")
-    stems = group.add_mutually_exclusive_group()
-    stems.add_argument("--stems", metavar="A,B", help="only these stems; default: all")
-    stems.add_argument("--two-stems", metavar="STEM", help="only STEM, and the rest as no_STEM")
-    group.add_argument(
-        "--other-method",
-        choices=METHODS,
-        default="add",
-        help="the rest is the sum of all others (add), the track minus STEM, called minus_STEM "
-        "(minus), or not written (none)",
-    )
-    group.add_argument(
-        "--exact-sum",
-        action="store_true",
-        help="stems sum up to the track: `other` takes what is lacking, or else all take their "
-        "share; to the last bit with 16 and 24 bits where nothing clips",
-    )
-    group.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        default=Path("separated"),
-        help="stems go to OUT/MODEL (separated)",
-    )
-    group.add_argument(
-        "--filename",
-        help='below that; default "{track}/{stem}.{ext}"; there are also {trackext}, {title}, '
-        "{artist} and {album}",
-    )
-    existing = group.add_mutually_exclusive_group()
-    for choice, text in (
-        ("skip", "leave tracks out whose stems are all there"),
-        ("overwrite", "replace stems that are there; default: such a track fails"),
-    ):
-        name = "--skip-existing" if choice == "skip" else "--overwrite"
-        existing.add_argument(
-            name, dest="existing", action="store_const", const=choice, default="refuse", help=text
-        )
-
-
-def _format_options(top: argparse.ArgumentParser) -> None:
-    group = top.add_argument_group("format")
-    forms = group.add_mutually_exclusive_group()
-    known = sorted(suffix.removeprefix(".") for suffix in audio.FORMATS)
-    forms.add_argument("--format", choices=known, help="default: wav", metavar="|".join(known))
-    for name in ("flac", "mp3"):
-        forms.add_argument(f"--{name}", dest="format", action="store_const", const=name)
-    group.add_argument("--rate", default="keep", metavar="HZ", help="default: keep the track's")
-    depths = group.add_mutually_exclusive_group()
-    depths.add_argument(
-        "--depth",
-        choices=["keep", *DEPTHS],
-        default="keep",
-        help="bits of a sample, for wav, flac and aiff; default: keep the track's",
-    )
-    depths.add_argument("--int24", dest="depth", action="store_const", const="24")
-    depths.add_argument("--float32", dest="depth", action="store_const", const="float")
-    group.add_argument(
-        "--mp3-bitrate", "--bitrate", dest="bitrate", type=int, help="kbit/s; default: 320 for mp3"
-    )
-    group.add_argument(
-        "--mp3-preset", type=int, choices=range(2, 8), help="2, the best and default, to 7"
-    )
-    group.add_argument(
-        "--clip-mode",
-        choices=CLIP_MODES,
-        default="rescale",
-        help="where a stem passes full scale: all stems of the track are made quieter alike, "
-        "unless samples are floats (rescale); it is cut at 0.99 (clamp); or at full scale, "
-        "unless samples are floats (none)",
-    )
 
 
 def separate(options: argparse.Namespace) -> Run:
@@ -215,21 +93,35 @@ def separate(options: argparse.Namespace) -> Run:
         logging.warning("--other-method has no effect without --two-stems.")
     if options.exact_sum and not audio.FORMATS[f".{target.format}"].subtypes:
         logging.warning("%s is lossy: with it stems sum up only roughly.", target.format)
-    separator = separator_of(options)
-    folder = options.out / folder_of(options.name)
+    name = name_of(options)
+    separator = separator_of(name, options)
+    folder = options.out / folder_of(name)
     run = Run(separator, folder, choice, target, dry=options.dry_run, json=options.json)
     run.check()
     run.say(
-        f"{options.name} on {described(separator.devices)} in {separator.precision}; "
-        f"stems go to {folder}"
+        f"{name} on {described(separator.devices)} in {separator.precision}; stems go to {folder}"
     )
     run.tracks(found(options.tracks, leaving_out=(options.out, folder)))
     run.summarise()
     return run
 
 
-def separator_of(options: argparse.Namespace) -> Separator:
-    model = pretrained.load_model(options.name, repo=options.repo, offline=options.offline or None)
+def name_of(options: argparse.Namespace) -> str:
+    """The model that is asked for; a signature must be that of a single one."""
+    signature, repo = options.sig, options.repo
+    if signature is None:
+        return options.name
+    if signature not in (released.OFFICIAL if repo is None else folder.scan(repo).models):
+        place = f" in {repo}" if repo else ""
+        raise ValueError(
+            f"-s is {signature}: no single model{place} has this signature; --list-models tells "
+            "those that there are."
+        )
+    return signature
+
+
+def separator_of(name: str, options: argparse.Namespace) -> Separator:
+    model = pretrained.load_model(name, repo=options.repo, offline=options.offline or None)
     try:
         return Separator(
             model,
@@ -243,7 +135,7 @@ def separator_of(options: argparse.Namespace) -> Separator:
         )
     except torch.OutOfMemoryError as error:
         raise OSError(
-            f"{options.name} does not fit into the memory that {options.device} has left: free it, "
+            f"{name} does not fit into the memory that {options.device} has left: free it, "
             "or take --device cpu."
         ) from error
 

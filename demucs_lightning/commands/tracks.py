@@ -5,8 +5,7 @@ import os
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from demucs_lightning import audio
-from demucs_lightning.commands.explain import MISTAKES, sentence
+from demucs_lightning.commands.explain import sentence
+from demucs_lightning.commands.progress import shown
 from demucs_lightning.separator import (
     Choice,
     Plan,
@@ -30,6 +30,7 @@ from demucs_lightning.separator import (
 from demucs_lightning.separator.choice import Parts
 from demucs_lightning.separator.files import names
 from demucs_lightning.separator.names import check_template, template_for
+from demucs_lightning.separator.room import Room, check_room, room_of
 
 # What is looked for in folders. A file that is named is tried, whatever it is called.
 SUFFIXES = {
@@ -42,7 +43,7 @@ NO_MEMORY = (
     "shorter --segment needs less"
 )
 APART = '--filename "{track}.{trackext}/{stem}.{ext}" tells them apart.'
-FAILURES = (*MISTAKES, torch.OutOfMemoryError, MemoryError)
+FAILURES = (ValueError, OSError, torch.OutOfMemoryError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Outcome:
     files: dict[str, Path] = field(default_factory=dict)
     report: Report | None = None
     fault: str = ""
+    kept: tuple[str, ...] = ()
 
 
 class Run:
@@ -135,11 +137,15 @@ class Run:
         tqdm.write(text, file=sys.stderr if self.json else sys.stdout)
 
     def tracks(self, tracks: Sequence[Track]) -> None:
-        """Separate all; what fails is said and the others go on. Ctrl-C and SIGTERM end it."""
+        """Separate all; what fails is said and the others go on. Ctrl-C and SIGTERM end it.
+
+        Raises OSError, before anything is computed, where a disk has no room for all of them.
+        """
         self._asked = len(tracks)
         with terminable():
             try:
                 self._check_names(tracks)
+                self._check_room(tracks)
                 for number, track in enumerate(tracks, start=1):
                     outcome = self._outcome(track, f"{number}/{len(tracks)}")
                     self._taken.update(dict.fromkeys(outcome.files.values(), track.path))
@@ -151,15 +157,18 @@ class Run:
     def _outcome(self, track: Track, number: str) -> Outcome:
         try:
             planned = self._planned(track)
+            files, kept = planned.files, planned.kept
+            if self.dry and not planned.skipped:
+                check_room([room_of(planned)], purpose=f"separate {planned.path}")
             if self.dry:
-                return Outcome(track, "skipped" if planned.skipped else "planned", planned.files)
+                status = "skipped" if planned.skipped else "planned"
+                return Outcome(track, status, files, kept=kept)
             channels, width = planned.reader.channels, self.separator.audio_channels
             if channels > width:
                 self.say(f"{track.path}: {width} of its {channels} channels at a time.")
-            with bar(f"{number} {track.path.name}", planned) as progress:
+            with shown(f"{number} {track.path.name}", planned.reader.info.duration) as progress:
                 report = execute(self.separator, planned, progress)
-            status = "skipped" if report.skipped else "done"
-            return Outcome(track, status, report.files, report)
+            return Outcome(track, "skipped" if report.skipped else "done", files, report, kept=kept)
         except FAILURES as error:
             return Outcome(track, "failed", fault=fault_of(error, track.path))
         except RuntimeError as error:
@@ -191,6 +200,24 @@ class Run:
                 )
             owners.update({file: track.path for file in files if file not in owners})
 
+    def _check_room(self, tracks: Sequence[Track]) -> None:
+        """Raise OSError where the disks have no room for all that will be written."""
+        rooms: list[Room] = []
+        files: set[Path] = set()
+        for track in tracks:
+            try:
+                planned = self._planned(track)
+                if planned.skipped or files & {*planned.written}:
+                    continue
+                room = room_of(planned)
+                check_room([room], purpose="")  # a damaged header may promise terabytes
+            except FAILURES:  # which its turn will tell
+                continue
+            rooms.append(room)
+            files.update(planned.written)
+        if len(rooms) > 1:  # or its turn will tell
+            check_room(rooms, purpose=f"separate {len(rooms)} tracks")
+
     def _names(self, track: Track) -> list[Path]:
         """The files of a track; none where its turn will tell what is wrong with it."""
         if track.fault:
@@ -206,7 +233,9 @@ class Run:
         path, report = outcome.track.path, outcome.report
         match outcome.status:
             case "failed":
-                tqdm.write(f"error: {outcome.fault}", file=sys.stderr)
+                # Why it failed is told once: where it can't be lost among the other tracks.
+                text = f"{path}: failed." if self._asked > 1 else f"error: {outcome.fault}"
+                tqdm.write(text, file=sys.stderr)
             case "skipped":
                 self.say(f"{path}: skipped, its stems are there.")
             case "planned":
@@ -214,6 +243,9 @@ class Run:
             case _ if report is not None:
                 speed = report.seconds / max(report.elapsed, 1e-9)
                 text = f"{path}: {listed(outcome)}; {speed:.1f} x real time"
+                if kept := len(outcome.kept):
+                    text += f"; {kept} stem{'s' * (kept > 1)} of it {'were' if kept > 1 else 'was'}"
+                    text += " there and stayed"
                 if report.gain < 1:
                     quieter = -20 * math.log10(report.gain)
                     text += f"; all are {quieter:.1f} dB quieter, as they would clip"
@@ -225,7 +257,11 @@ class Run:
             status: sum(each.status == status for each in self.outcomes)
             for status in ("done", "planned", "skipped", "failed")
         }
-        text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        partly = sum(bool(each.kept) and each.status != "skipped" for each in self.outcomes)
+        named = {status: f"{count} {status}" for status, count in counts.items() if count}
+        for status in {"done", "planned"} & {*named} if partly else ():
+            named[status] += f" ({partly} where some stems were there and stayed)"
+        text = ", ".join(named.values())
         if self.interrupted:
             rest = self._asked - len(self.outcomes)
             text = ", ".join(filter(None, [text, f"{rest} not separated"]))
@@ -233,7 +269,7 @@ class Run:
         if self._asked > 1 or self.interrupted:
             self.say(f"{self._asked} track{'s' * (self._asked > 1)}: {text}.")
         failed = [each for each in self.outcomes if each.status == "failed"]
-        if failed and len(self.outcomes) > 1:
+        if failed and self._asked > 1:
             lines = [f"  {each.fault}" for each in failed]
             tqdm.write("\n".join(["failed:", *lines]), file=sys.stderr)
 
@@ -250,8 +286,9 @@ class Run:
 
 
 def paths(outcome: Outcome) -> list[Path]:
-    """The files of a track; all stems may be in one."""
-    return list(dict.fromkeys(outcome.files.values()))
+    """The files of a track that are not kept; all stems may be in one."""
+    files = [file for name, file in outcome.files.items() if name not in outcome.kept]
+    return list(dict.fromkeys(files))
 
 
 def listed(outcome: Outcome) -> str:
@@ -268,21 +305,6 @@ def fault_of(error: BaseException, path: Path) -> str:
         return f"{path}: {NO_MEMORY}."
     text = sentence(error)
     return text if str(path) in text else f"{path}: {text}"
-
-
-@contextmanager
-def bar(name: str, planned: Plan) -> Iterator[Callable[[float], None]]:
-    """A bar of one track on a terminal, with the time left and how fast it goes."""
-    seconds, start = planned.reader.info.duration, time.monotonic()
-    form = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}"
-    with tqdm(total=1.0, desc=name, leave=False, disable=None, bar_format=form) as shown:
-
-        def progress(part: float) -> None:
-            speed = part * seconds / max(time.monotonic() - start, 1e-9)
-            shown.set_postfix_str(f"{speed:.1f} x real time", refresh=False)
-            shown.update(part - shown.n)
-
-        yield progress
 
 
 @contextmanager
@@ -306,6 +328,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
         "status": outcome.status,
         "error": outcome.fault or None,
         "files": {name: str(file) for name, file in outcome.files.items()},
+        "kept": list(outcome.kept),
         "seconds": report.seconds if report else None,
         "elapsed": report.elapsed if report and done else None,
         "gain": report.gain if report and done else None,

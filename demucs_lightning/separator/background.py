@@ -1,4 +1,6 @@
-"""Decoding ahead of a separation and encoding behind it, in threads, while the model computes."""
+"""Threads that decode ahead of a separation, and convert and encode behind it, while the model
+computes. Each holds a few blocks at most, and what fails in one is raised to its caller.
+"""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -7,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def ahead(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
@@ -18,6 +21,24 @@ def ahead(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
             while (item := pending.popleft().result()) is not None:
                 pending.append(thread.submit(next, iterator, None))
                 yield item
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def following(
+    items: Iterable[Item], call: Callable[[Item], Result], depth: int = 2
+) -> Generator[Result, None, None]:
+    """``call`` of each item, in order, run in a thread while the next ``depth`` items are made."""
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            for item in items:
+                pending.append(thread.submit(call, item))
+                if len(pending) > depth:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             for future in pending:
                 future.cancel()

@@ -11,6 +11,7 @@ from demucs_lightning.separation.bags import chosen
 
 OTHER = "other"
 METHODS = ("add", "minus", "none")
+SINGLE = 2**24  # steps of full scale that float32 holds
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,11 @@ class Parts:
 
     def completed(self, parts: Tensor, mixture: Tensor, steps: int | None = None) -> Tensor:
         """The parts (P, C, t), summing up to the mixture (C, t): to float32's rounding, or exactly
-        in units of 1 / ``steps`` of full scale."""
-        if steps is not None:  # a power of two: float32 holds them all
-            parts, mixture = (parts * steps).round(), (mixture * steps).round()
+        in units of 1 / ``steps`` of full scale, a power of two; float64 where float32 is too short
+        for that."""
+        if steps is not None:
+            kind = torch.float64 if steps > SINGLE else torch.float32
+            parts, mixture = ((each.to(kind) * steps).round() for each in (parts, mixture))
         lack = mixture - parts.sum(dim=0, dtype=torch.float64)
         keeper = self._keeper()
         completed = parts.clone()

@@ -13,15 +13,24 @@ from demucs_lightning import pretrained
 from demucs_lightning.models import SeparationModel
 from demucs_lightning.separation import BagOfModels, Level, Progress
 from demucs_lightning.separation.engine import MAX_SHIFT, Settings
-from demucs_lightning.separator import files
+from demucs_lightning.separator import files, writing
 from demucs_lightning.separator.background import ahead
 from demucs_lightning.separator.choice import Choice, Parts
-from demucs_lightning.separator.flow import Engine, Form, even, mixture, separated, silence
+from demucs_lightning.separator.flow import (
+    Engine,
+    Form,
+    converted,
+    even,
+    mixture,
+    separated,
+    silence,
+)
 from demucs_lightning.separator.hardware import computing, devices_of, placed, precision_of
 from demucs_lightning.separator.live import live
 from demucs_lightning.separator.sources import Source, opened, resized_length, survey
 
 ALMOST = 0.999  # of the progress: computed, but not yet at hand
+AHEAD = 2  # blocks
 
 
 class Separator:
@@ -140,7 +149,7 @@ class Separator:
         exact_sum: bool = False,
         target: files.Target | None = None,
         progress: Progress | None = None,
-    ) -> files.Report:
+    ) -> writing.Report:
         """Separate a file into files below ``folder``, in bounded memory however long it is.
 
         ``target`` says how the files are called and encoded; by default they are
@@ -153,7 +162,7 @@ class Separator:
         """
         choice = Choice(stems, two_stems, other_method, exact_sum)
         plan = files.plan(self, Path(path), Path(folder), choice, target)
-        return files.execute(self, plan, progress)
+        return writing.execute(self, plan, progress)
 
     def stream(
         self,
@@ -169,7 +178,10 @@ class Separator:
         ``level`` is what `separation.statistics` finds in a recording like this one. None: that of
         the first chunk. Raises ValueError as `separate` does, for blocks as they come.
         """
-        engine = self._engine.asked(stems=Parts(Choice(stems), self.model).stems)
+        engine = self._engine.asked(
+            stems=Parts(Choice(stems), self.model).stems,
+            batch_size=self._engine.settings["batch_size"] or 1,  # chunks that wait for others
+        )
         return live(engine, blocks, samplerate or self.samplerate, level)
 
     def parts(
@@ -190,19 +202,14 @@ class Separator:
             stems = silence(len(parts.stems), source.channels, length)
         else:
             engine = self._engine_for(known.frames, source, parts, progress)
-            stems = separated(
-                ahead(source),  # decoded while the model computes
-                form,
-                engine,
-                levels=known.levels,
-                rate=rate,
-                length=lambda: length,
-            )
+            # Decoded and converted while the model computes.
+            stems = separated(ahead(source), form, engine, levels=known.levels, depth=AHEAD)
+            stems = converted(stems, self.samplerate, rate, length=lambda: length, depth=AHEAD)
         if not (mixed or parts.needs_mixture):
             for block in even(stems):
                 yield parts.made(block, None), None
             return
-        mixtures = mixture(iter(source), form, rate, length)
+        mixtures = ahead(mixture(source, form, rate, length))
         for block, mixed_block in zip(even(stems), mixtures, strict=True):
             yield parts.made(block, mixed_block), mixed_block if mixed else None
 
@@ -225,6 +232,8 @@ class Separator:
         if seconds + delay > most:
             raise ValueError(
                 f"A recording of {seconds:.1f} seconds can't go in one piece: the model takes "
-                f"{most - delay:.1f} at most, as long as it was trained on."
+                f"{most - delay:.1f} at most, as long as it was trained on; without no-split it is "
+                "taken in chunks."
             )
-        return min(most, seconds + delay + 1 / self.samplerate)
+        # A transformer hears all that it was trained on, with silence around what is shorter.
+        return most if math.isfinite(most) else seconds + delay + 1 / self.samplerate

@@ -1,39 +1,25 @@
-"""From a file to files of its parts, in bounded memory: planned and checked first, then computed.
-
-A file has its name only when it is complete. Where an integer format or a codec would clip, all
-parts of a track are made quieter by one gain, so that their balance and their sum stay; the gain is
-known when the track is through, so until then the parts lie in a nameless file of floats.
+"""What becomes of a file, decided and checked before anything is computed: the parts, what their
+files are called and hold, and which of them are there already.
 """
 
 import os
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from demucs_lightning import audio
 from demucs_lightning.audio.encoding import FLOAT, format_of
-from demucs_lightning.audio.wav import WIDTHS
-from demucs_lightning.audio.writing import SCALES
-from demucs_lightning.data.disk import check_space
 from demucs_lightning.separation import Progress
-from demucs_lightning.separator.background import Behind
 from demucs_lightning.separator.choice import Choice, Parts
 from demucs_lightning.separator.names import STEM_FILE, fields_of, filled, template_for, values_of
+from demucs_lightning.separator.room import nearest
 from demucs_lightning.separator.sources import Source, resized_length
-from demucs_lightning.separator.spool import Spool
 
 CLIP_MODES = ("rescale", "clamp", "none")
 EXISTING = ("refuse", "skip", "overwrite")
-EXACT = ("PCM_16", "PCM_24")  # whose steps float32 holds
-HEADROOM = 1.01  # what is rescaled peaks just below full scale, as in demucs 4
-CLAMPED = 0.99  # as in demucs 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +32,8 @@ class Target:
     PCM_32, FLOAT) are the input's by default, as far as the format has them; ``bitrate`` in kbit/s
     and ``preset`` the format's. ``clip_mode``, for what passes full scale: ``rescale``, one gain
     for all parts, where the format can't hold it; ``clamp`` at 0.99; ``none``, where FLOAT keeps
-    all and the other formats saturate. ``existing``: ``refuse``, ``skip`` or ``overwrite``.
+    all and the other formats saturate. ``existing``, for files that are there: ``refuse`` the
+    track, ``skip`` them and write only those that are not, or ``overwrite``.
     """
 
     format: str = "wav"
@@ -90,7 +77,7 @@ class Separates(Protocol):
 @dataclass(frozen=True)
 class Plan:
     """A track, and all that is decided before it is separated. ``files`` has the path of each part,
-    and ``skipped`` says that all of them are there and shall stay."""
+    and ``kept`` the parts that are there and shall stay."""
 
     reader: audio.AudioReader
     parts: Parts
@@ -99,11 +86,28 @@ class Plan:
     encoding: audio.Encoding
     tags: audio.Tags
     rate: int
-    skipped: bool = False
+    kept: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
         return self.reader.path
+
+    @property
+    def skipped(self) -> bool:
+        """Whether there is nothing to do."""
+        return len(self.kept) == len(self.files)
+
+    @property
+    def written(self) -> list[Path]:
+        """The files that are to be written; all parts may be in one."""
+        files = [file for name, file in self.files.items() if name not in self.kept]
+        return list(dict.fromkeys(files))
+
+    @property
+    def frames(self) -> int:
+        """How long the parts will be, says the header; 0 for unknown."""
+        known = self.reader.info
+        return resized_length(known.frames, known.samplerate, self.rate)
 
     @property
     def together(self) -> bool:
@@ -133,21 +137,11 @@ class Plan:
         return int(self.mixed)
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was written: files by part, seconds of audio and of computing, the gain of all parts."""
-
-    files: dict[str, Path]
-    seconds: float
-    elapsed: float
-    gain: float = 1.0
-    skipped: bool = False
-
-
 def plan(
     separator: Separates, path: Path, folder: Path, choice: Choice, target: Target | None = None
 ) -> Plan:
-    """Decide on everything, and check what can be checked, without writing anything.
+    """Decide on everything, and check what can be checked, without writing anything. The room on
+    the disk is checked when the track's turn has come, as those before it take theirs.
 
     Raises ValueError and OSError for a file that can't be read or an output that can't be written,
     FileExistsError for one that is there.
@@ -164,15 +158,14 @@ def plan(
         target.preset,
     )
     rate = target.rate or reader.samplerate
-    present = [file for file in dict.fromkeys(files.values()) if file.exists()]
+    present = [name for name, file in files.items() if file.exists()]
     if target.existing == "refuse" and present:
-        raise FileExistsError(f"{present[0]} is there already: skip existing files or overwrite.")
-    whole = len(present) == len(set(files.values()))
-    planned = Plan(
-        reader, parts, target, files, encoding, tags, rate, target.existing == "skip" and whole
-    )
+        there = files[present[0]]
+        raise FileExistsError(f"{there} is there already: skip existing files or overwrite.")
+    kept = tuple(present) if target.existing == "skip" else ()
+    planned = Plan(reader, parts, target, files, encoding, tags, rate, kept)
     if not planned.skipped:
-        _check(planned, folder)
+        _check(planned)
     return planned
 
 
@@ -208,118 +201,18 @@ def _files(
     return files
 
 
-def _check(planned: Plan, folder: Path) -> None:
-    """The encoder, the folder and the room on its disk."""
-    channels, known = planned.reader.channels, planned.reader.info
-    frames = resized_length(known.frames, known.samplerate, planned.rate)
-    rate = audio.check_encoder(
-        next(iter(planned.files.values())),
+def _check(planned: Plan) -> None:
+    """The encoder and the folder."""
+    first = planned.written[0]
+    audio.check_encoder(
+        first,
         samplerate=planned.rate,
-        channels=channels,
+        channels=planned.reader.channels,
         encoding=planned.encoding,
-        frames=frames,
+        frames=planned.frames,
     )
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
+    there = nearest(first.parent)
     if not there.is_dir():
         raise NotADirectoryError(f"{there} is a file: a folder for the stems was expected.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"{there} can't be written to: choose another folder.")
-    width = WIDTHS.get(planned.subtype or "", 0)
-    parts = len(planned.parts.names) + planned.together
-    needed = parts * frames * channels * width
-    if not width:  # a codec: what its bit rate makes of it
-        form = format_of(next(iter(planned.files.values())))
-        kilobits = planned.encoding.bitrate or form.bitrate or 320
-        needed = round(parts * frames / rate * kilobits * 125)
-    if planned.rescales:
-        needed += (len(planned.parts.names) + planned.mixed) * frames * channels * 4
-    check_space(there, needed, purpose=f"separate {planned.path}")
-
-
-def execute(separator: Separates, planned: Plan, progress: Progress | None = None) -> Report:
-    """Separate the track of a plan."""
-    if planned.skipped:
-        return Report(planned.files, planned.reader.info.duration, 0.0, skipped=True)
-    start, gain, count = time.monotonic(), 1.0, 0
-    writers = _writers(planned)
-    with ExitStack() as stack:
-        stack.enter_context(_no_empty_folders([writer.path for writer in writers]))
-        for writer in writers:
-            stack.enter_context(writer)
-        blocks = _computed(separator, planned, progress)
-        if planned.rescales:
-            spool = stack.enter_context(Spool(writers[0].path.parent))
-            gain = _spooled(spool, blocks, 0 if planned.together else planned.first)
-            blocks = spool.blocks()
-        encoding = stack.enter_context(Behind(len(writers)))
-        for block in blocks:
-            count += block.shape[-1]
-            final = _final(planned, block * gain)
-            parts = [final] if planned.together else final
-            encoding.run([partial(w.write, p) for w, p in zip(writers, parts, strict=True)])
-    if progress is not None:
-        progress(1.0)
-    return Report(planned.files, count / planned.rate, time.monotonic() - start, gain)
-
-
-@contextmanager
-def _no_empty_folders(files: Sequence[Path]) -> Iterator[None]:
-    """Take back, after a failure, the folders that were made for the files."""
-    parents = {parent for file in files for parent in file.parents}
-    made = [parent for parent in parents if not parent.exists()]
-    try:
-        yield
-    except BaseException:
-        for folder in sorted(made, key=lambda path: len(path.parts), reverse=True):
-            with suppress(OSError):
-                folder.rmdir()
-        raise
-
-
-def _writers(planned: Plan) -> list[Any]:
-    settings: dict[str, Any] = {
-        "samplerate": planned.rate,
-        "channels": planned.reader.channels,
-        "encoding": planned.encoding,
-        "tags": planned.tags,
-        "clip": True,
-    }
-    if planned.together:
-        path = next(iter(planned.files.values()))
-        return [audio.StemWriter(path, stems=planned.parts.names, **settings)]
-    return [audio.AudioWriter(file, **settings) for file in planned.files.values()]
-
-
-def _computed(separator: Separates, planned: Plan, progress: Progress | None) -> Iterator[Tensor]:
-    """Blocks (P, C, t) of the parts, or (1 + P, C, t) with the mixture first where it is needed."""
-    for parts, mixture in separator.parts(
-        planned.reader, planned.parts, planned.rate, mixed=planned.mixed, progress=progress
-    ):
-        yield parts if mixture is None else torch.cat([mixture[None], parts])
-
-
-def _spooled(spool: Spool, blocks: Iterator[Tensor], first: int) -> float:
-    """Spool all blocks; the gain at which none of their parts from ``first`` on would clip."""
-    peak = 0.0
-
-    def noted() -> Iterator[Tensor]:
-        nonlocal peak
-        for block in blocks:
-            peak = max(peak, block[first:].abs().max().item())
-            yield block
-
-    spool.fill(noted())
-    return 1.0 if peak <= 1 else 1 / (HEADROOM * peak)
-
-
-def _final(planned: Plan, block: Tensor) -> Tensor:
-    """What is stored of a block: within full scale, and in steps that sum up exactly."""
-    if planned.target.clip_mode == "clamp":
-        block = torch.cat([block[: planned.first], block[planned.first :].clamp(-CLAMPED, CLAMPED)])
-    if planned.exact and planned.subtype in EXACT:
-        mixture, parts = block[0], block[1:]
-        parts = planned.parts.completed(parts, mixture, SCALES[planned.subtype])
-        block = torch.cat([mixture[None], parts])
-    return block if planned.together else block[planned.first :]

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from demucs_lightning import audio
 from demucs_lightning.audio.decoding import resized
-from demucs_lightning.separation import Level, stream
+from demucs_lightning.separation import Level, fetched, sent, stream
+from demucs_lightning.separator.background import ahead, following
 from demucs_lightning.separator.hardware import Computing
 from demucs_lightning.separator.sources import groups, heard
 
@@ -32,22 +33,25 @@ class Engine:
         """The same with other settings."""
         return replace(self, settings={**self.settings, **settings})
 
-    def stems(self, blocks: Iterable[Tensor], level: Level) -> Iterator[Tensor]:
-        """Blocks (S, C, t) of the stems, on the CPU, of blocks (C, t) of the model's kind."""
-        moved = (block.to(self.device) for block in blocks)
-        with self.computing():
-            stems = stream(self.model, moved, level=level, **self.settings)
-        while True:
-            with self.computing():  # and not while the caller has the block
-                block = next(stems, None)
-            if block is None:
-                return
-            block = block.float().cpu()
+    def stems(self, blocks: Iterable[Tensor], level: Level, *, behind: int = 0) -> Iterator[Tensor]:
+        """Blocks (S, C, t) of the stems, on the CPU, of blocks (C, t) of the model's kind. Up to
+        ``behind`` of them are held back while a GPU computes the next."""
+        for block in fetched(self._computed(sent(blocks, self.device), level), behind=behind):
             if not block.sum().isfinite():  # one pass, and no mask
                 raise ValueError(
                     "The model gave NaN or infinite values: its weights are damaged, or its "
                     "precision is too low; try precision fp32."
                 )
+            yield block
+
+    def _computed(self, blocks: Iterable[Tensor], level: Level) -> Iterator[Tensor]:
+        with self.computing():
+            stems = stream(self.model, blocks, level=level, **self.settings)
+        while True:
+            with self.computing():  # and not while the caller has the block
+                block = next(stems, None)
+            if block is None:
+                return
             yield block
 
 
@@ -65,17 +69,17 @@ def separated(
     engine: Engine,
     *,
     levels: Sequence[Level],
-    rate: int,
-    length: Callable[[], int],
+    depth: int = 0,
 ) -> Iterator[Tensor]:
-    """Blocks (S, C, t) of the stems of blocks (C, t) of a recording of this ``form``.
+    """Blocks (S, C, t) of the stems of blocks (C, t) of a recording of this ``form``, at the
+    model's rate.
 
     C is the recording's; groups of as many channels as the model has are separated each by itself,
-    at its level of ``levels``. ``rate`` is that of the stems, in Hz, and ``length`` says how many
-    samples of them there may be so far, and in all when the blocks are over.
+    at its level of ``levels``. Up to ``depth`` blocks are converted for the model ahead of it, in a
+    thread.
     """
     model = engine.model
-    old, new, width = form.samplerate, model.samplerate, model.audio_channels
+    width = model.audio_channels
     every = groups(form.channels, width)
     # In step with one another, so that little is held for the others.
     copies = itertools.tee(blocks, len(every))
@@ -83,10 +87,12 @@ def separated(
     for number, (group, copy) in enumerate(zip(every, copies, strict=True)):
         own = engine if number == 0 else engine.asked(progress=None)
         size = min(width, form.channels - group.start)
-        stems = own.stems(heard(copy, group, old, new, width), levels[number])
+        blocks = heard(copy, group, form.samplerate, model.samplerate, width)
+        if depth and len(every) == 1:  # several read the same blocks, and from one thread
+            blocks = ahead(blocks, depth)
+        stems = own.stems(blocks, levels[number], behind=1 if depth else 0)
         each.append(_narrowed(stems, size))
-    joined = (torch.cat(parts, dim=1) for parts in zip(*each, strict=True))
-    return fitted(_converted(joined, new, rate), length)
+    return (torch.cat(parts, dim=1) for parts in zip(*each, strict=True))
 
 
 def _narrowed(stems: Iterator[Tensor], channels: int) -> Iterator[Tensor]:
@@ -95,17 +101,35 @@ def _narrowed(stems: Iterator[Tensor], channels: int) -> Iterator[Tensor]:
         yield block.mean(dim=1, keepdim=True) if channels == 1 else block[:, :channels]
 
 
-def _converted(stems: Iterable[Tensor], old: int, new: int) -> Iterator[Tensor]:
+def converted(
+    stems: Iterable[Tensor], old: int, new: int, *, length: Callable[[], int], depth: int = 0
+) -> Iterator[Tensor]:
+    """Blocks (S, C, t) at another rate, in Hz: ``length()`` samples so far, and in all when they
+    are over. A thread makes them, up to ``depth`` blocks behind those that come; 0: at once."""
     if old == new:
-        yield from stems
-        return
-    resampler, shape = None, (0, 0)
-    for block in stems:
-        shape = block.shape[0], block.shape[1]
-        resampler = resampler or audio.Resampler(shape[0] * shape[1], old=old, new=new)
-        yield resampler(block.flatten(0, 1)).unflatten(0, shape)
-    if resampler is not None:
-        yield resampler.flush().unflatten(0, shape)
+        return fitted(stems, length)
+    convert = Conversion(old, new)
+    made = following(stems, convert, depth) if depth else map(convert, stems)
+    return fitted(itertools.chain(made, convert.rest()), length)
+
+
+class Conversion:
+    """Called with one block (S, C, t) after the other, gives them at another rate."""
+
+    def __init__(self, old: int, new: int) -> None:
+        self._rates, self._shape = {"old": old, "new": new}, (0, 0)
+        self._resampler: audio.Resampler | None = None
+
+    def __call__(self, block: Tensor) -> Tensor:
+        if self._resampler is None:
+            self._shape = block.shape[0], block.shape[1]
+            self._resampler = audio.Resampler(block.shape[0] * block.shape[1], **self._rates)
+        return self._resampler(block.flatten(0, 1)).unflatten(0, self._shape)
+
+    def rest(self) -> Iterator[Tensor]:
+        """What is left when the blocks are over, which begins when it is asked for."""
+        if self._resampler is not None:
+            yield self._resampler.flush().unflatten(0, self._shape)
 
 
 def fitted(blocks: Iterable[Tensor], length: Callable[[], int]) -> Iterator[Tensor]:
@@ -137,7 +161,7 @@ def even(stems: Iterable[Tensor], size: int = audio.BLOCK) -> Iterator[Tensor]:
 def mixture(blocks: Iterable[Tensor], form: Form, rate: int, length: int) -> Iterator[Tensor]:
     """A recording at another rate, in blocks as `even` cuts those of the stems."""
     stems = (block[None] for block in blocks)
-    for block in even(fitted(_converted(stems, form.samplerate, rate), lambda: length)):
+    for block in even(converted(stems, form.samplerate, rate, length=lambda: length)):
         yield block[0]
 
 

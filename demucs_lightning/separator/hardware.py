@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from demucs_lightning import pretrained
-from demucs_lightning.separation import BagOfModels, on_devices
+from demucs_lightning.separation import BagOfModels, on_devices, recorded
 
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Computing = Callable[[], AbstractContextManager[Any]]
 
 
@@ -71,29 +72,37 @@ def described(devices: Sequence[torch.device]) -> str:
 
 
 def precision_of(wanted: str, device: torch.device) -> str:
-    """``fp32`` or ``bf16``; ``auto`` is bf16 on a CUDA device that has it, and fp32 elsewhere."""
+    """``fp32``, ``bf16`` or ``fp16``. ``auto`` is bf16 on a CUDA device that has it, fp16 on one
+    that has tensor cores for that alone, and fp32 elsewhere."""
     if wanted not in PRECISIONS:
         raise ValueError(f"precision is {wanted!r}: it must be one of {', '.join(PRECISIONS)}.")
+    if wanted == "fp16" and device.type != "cuda":
+        raise ValueError("precision is fp16, which is for CUDA devices: fp32 or bf16 can be here.")
     if wanted != "auto":
         return wanted
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+    return "bf16" if major >= 8 else "fp16" if major == 7 else "fp32"
 
 
 def placed(model: Any, devices: Sequence[torch.device], *, precision: str, keep: bool) -> Any:
-    """The model in eval mode on the devices, a model of this package in the precision itself; with
-    ``keep``, what is given stays as it is.
+    """The model in eval mode on the devices, a model of this package in the precision itself and,
+    on one CUDA device, recorded; with ``keep``, what is given stays as it is.
     """
-    lowered = precision == "bf16" and is_own(model)
+    lowered = precision in HALF and is_own(model)
     if keep and lowered:
         model = copy.deepcopy(model)
-    model = model.bfloat16() if lowered else model
+    model = model.to(HALF[precision]) if lowered else model
     if len(devices) > 1:
         return on_devices(model, devices).eval()
-    (device,) = devices
+    moved = _moved(model, devices[0], keep=keep and not lowered)
+    return recorded(moved).eval() if devices[0].type == "cuda" and is_own(model) else moved
+
+
+def _moved(model: Any, device: torch.device, *, keep: bool) -> Any:
     there = all(weights.device == device for weights in model.parameters())
     if there and not model.training:
         return model
-    return (copy.deepcopy(model) if keep and not lowered else model).to(device).eval()
+    return (copy.deepcopy(model) if keep else model).to(device).eval()
 
 
 def is_own(model: Any) -> bool:
@@ -108,4 +117,4 @@ def computing(model: Any, device: torch.device, precision: str) -> Computing:
     """Makes the context that the model, as it was given, runs in."""
     if precision == "fp32" or is_own(model):
         return nullcontext
-    return partial(torch.autocast, device.type, torch.bfloat16)
+    return partial(torch.autocast, device.type, HALF[precision])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from demucs_lightning.separation import Level, statistics
-from demucs_lightning.separator.flow import Engine, Form, separated
+from demucs_lightning.separator.flow import Engine, Form, converted, separated
 from demucs_lightning.separator.sources import checked, groups, heard
 
 QUIETEST = 0.01  # deviation: a recording may begin with silence, which is no level
@@ -24,15 +24,9 @@ def live(
         raise ValueError("The mixture is empty: there is nothing to separate.")
     form = Form(samplerate, len(begin[0]))
     levels = [level or found for found in _levels(begin, form, engine)]
-    parts = separated(
-        itertools.chain(_passed_on(begin), incoming),
-        form,
-        engine,
-        levels=levels,
-        rate=samplerate,
-        length=lambda: incoming.frames,
-    )
-    for block in parts:
+    parts = separated(itertools.chain(_passed_on(begin), incoming), form, engine, levels=levels)
+    old = engine.model.samplerate
+    for block in converted(parts, old, samplerate, length=lambda: incoming.frames):
         yield dict(zip(engine.settings["stems"], block, strict=True))
 
 

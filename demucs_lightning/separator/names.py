@@ -52,8 +52,11 @@ def check_template(template: str, form: str) -> None:
 
 def values_of(path: Path, tags: Tags) -> dict[str, str]:
     """The fields that a track has."""
-    name, dot, extension = path.name.rpartition(".")
-    track = name if dot else path.name
+    if path.name.lower().endswith(f".{STEM_FILE}"):
+        at = len(path.name) - len(STEM_FILE) - 1
+    else:
+        at = path.name.rfind(".")
+    track, extension = (path.name[:at], path.name[at + 1 :]) if at >= 0 else (path.name, "")
     return {
         "track": track,
         "trackext": extension,

@@ -1,7 +1,7 @@
 """Blocks on disk between two readings, in a file that has no name and is gone with the process."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -41,16 +41,12 @@ class Spool:
             self._file.detach().close() if kind else self._file.close()
             self._file = None
 
-    def fill(self, blocks: Iterable[Tensor]) -> None:
+    def add(self, block: Tensor) -> None:
+        """Append a block."""
         assert self._file is not None
-        for block in blocks:
-            self._shape = self._shape if any(self._shape) else tuple(block.shape)
-            try:
-                self._file.write(block.contiguous().numpy().tobytes())
-            except OSError as error:
-                raise self._failed(error) from error
+        self._shape = self._shape if any(self._shape) else tuple(block.shape)
         try:
-            self._file.flush()
+            self._file.write(block.contiguous().numpy().tobytes())
         except OSError as error:
             raise self._failed(error) from error
 
@@ -58,7 +54,11 @@ class Spool:
         """The blocks, in the order they came."""
         assert self._file is not None
         parts, channels, size = self._shape
-        self._file.seek(0)
+        try:
+            self._file.flush()
+            self._file.seek(0)
+        except OSError as error:
+            raise self._failed(error) from error
         while content := self._file.read(4 * parts * channels * size):
             samples = np.frombuffer(content, dtype=np.float32).reshape(parts, channels, -1)
             yield torch.from_numpy(samples.copy())

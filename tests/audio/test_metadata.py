@@ -51,17 +51,17 @@ TAGS = Tags(
     copyright="2026 me",
 )
 ALL = set(TAGS.texts())
-WAV = {"title", "artist", "album", "track", "date", "genre", "comment", "copyright"}
+OGG = {"title", "artist", "album", "track", "date", "genre", "comment", "copyright"}
 HELD = {
     ".flac": ALL,
     ".mp3": ALL,
     ".m4a": ALL,
     ".opus": ALL,
-    ".ogg": WAV,
-    ".wav": WAV,
+    ".ogg": OGG,
+    ".wav": ALL,
     ".aiff": {"title", "artist", "comment", "copyright"},
 }
-WITH_COVER = {".flac", ".mp3", ".m4a", ".opus"}
+WITH_COVER = {".flac", ".mp3", ".m4a", ".opus", ".wav"}
 
 
 @pytest.mark.parametrize("cover", ["png", "jpeg", ""])

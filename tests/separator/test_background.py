@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from demucs_lightning.separator.background import Behind, ahead
+from demucs_lightning.separator.background import Behind, ahead, following
 
 
 def test_items_are_made_ahead_and_in_order():
@@ -45,6 +45,50 @@ def test_nothing_goes_on_after_the_last_use():
     found = ahead(items())
     next(found)
     found.close()
+    del found
+    assert threading.active_count() == before
+
+
+def test_calls_follow_in_order_and_in_a_thread():
+    called, here = [], threading.get_ident()
+
+    def call(number):
+        called.append(threading.get_ident())
+        return 10 * number
+
+    made = []
+    found = following((made.append(n) or n for n in range(20)), call, depth=3)
+    assert next(found) == 0
+    assert made == [0, 1, 2, 3]
+    assert [*found] == [*range(10, 200, 10)]
+    assert here not in called
+    assert len(called) == 20
+
+
+@pytest.mark.parametrize("depth", [1, 2, 9])
+def test_an_error_of_a_call_comes_where_it_is_due(depth):
+    def call(number):
+        if number == 3:
+            raise OSError("full")
+        return number
+
+    found, got = following(range(20), call, depth), []
+    with pytest.raises(OSError, match="full"):
+        got.extend(found)
+    assert got == [0, 1, 2]
+
+
+def test_an_error_of_the_items_comes_through():
+    def items():
+        yield 1
+        yield 2
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    found = following(items(), abs, depth=1)
+    assert next(found) == 1
+    with pytest.raises(KeyboardInterrupt):
+        next(found)
     del found
     assert threading.active_count() == before
 

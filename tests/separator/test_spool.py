@@ -9,7 +9,8 @@ from tests.separator.models import noise
 def test_blocks_come_back(tmp_path, sizes):
     blocks = [noise(6, size, seed).unflatten(0, (3, 2)) for seed, size in enumerate(sizes)]
     with Spool(tmp_path / "new") as spool:
-        spool.fill(blocks)
+        for block in blocks:
+            spool.add(block)
         assert [*(tmp_path / "new").iterdir()] == [], "it has no name"
         found = [*spool.blocks()]
     assert all(map(torch.equal, found, blocks))
