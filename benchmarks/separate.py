@@ -1,14 +1,27 @@
 """Separation beside the reference package's, in turns, at the full default sizes.
 
     python benchmarks/separate.py [--models HDemucs] [--seconds 24] [--rounds 3] [--command]
+                                  [--batch-size 1] [--gains loud] [--weights FILE]
 
-Both sides have the same random weights, their residual branches turned up as training does, and
-the same file: a real recording, over and over. No shifts, an overlap of a quarter, and segments of
-at most 10 s, for which this machine has the memory. A round is one separation by each side:
-this project in fp32, in bf16, and the reference's ``apply_model``; whoever goes first changes.
-Figures are medians of all rounds but the first, ratios are theirs; SDR is that of the output
-against the reference's in fp32. ``--command`` adds the two commands, from file to files: processes,
-start, reading and writing included.
+Both sides have the same weights and the same file: a real recording, over and over. No shifts, an
+overlap of a quarter, and segments of at most 10 s, for which this machine has the memory. A round
+is one separation by each side: this project in fp32, in bf16, and the reference's ``apply_model``;
+whoever goes first changes. Figures are medians of all rounds, ratios are theirs; SDR is that of the
+output against the reference's in fp32. ``--command`` adds the two commands, from file to files:
+processes, start, reading and writing included, in one round less.
+``--batch-size`` is this project's; the reference takes chunk after chunk.
+
+Weights are random, and what bf16 leaves of the output depends on them: on the gains of the
+residual branches (``LayerScale``) above all, since these carry rounding from layer to layer.
+``--gains`` says what they are:
+
+    initial  as initialised, 1e-4 and less: branches are nearly silent, 45 to 50 dB
+    trained  drawn from 0 to 0.2, the default: 44 to 48 dB
+    loud     drawn from 0.2 to 0.8, so that no error hides: 22 to 40 dB
+
+The small network of ``make demo``, which is trained for minutes, is at 45.9 dB, and no proof for
+networks that trained for weeks. For these there is ``--weights FILE``, of a single model such as
+955717e8-8726e21a.th: both sides load it. Time does not depend on the weights.
 """
 
 import argparse
@@ -44,6 +57,8 @@ MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "HDemucs": (HDemucs, ReferenceHDemucs, {"segment": 10}),
     "HTDemucs": (HTDemucs, ReferenceHTDemucs, {"segment": 7.8}),
 }
+GAINS = {"initial": None, "trained": (0.0, 0.2), "loud": (0.2, 0.8)}
+LONGEST = 10.0  # seconds of a chunk
 
 
 def recording(seconds: float) -> Tensor:
@@ -59,41 +74,55 @@ def recording(seconds: float) -> Tensor:
     ]
 
 
-def alike(name: str) -> tuple[Any, Any, Package]:
-    """This project's model, the reference's, and the package that both have their weights from."""
-    own_class, reference_class, kwargs = MODELS[name]
+def random_package(name: str, gains: str) -> Package:
+    """Weights as a network of that class is initialised, with ``GAINS`` for its branches."""
+    kwargs = {"sources": SOURCES, **MODELS[name][2]}
     torch.manual_seed(0)
-    reference = reference_class(SOURCES, **kwargs).eval()
-    with torch.no_grad():  # at their start they are 1e-4 to 1e-3, and would hide every error
+    reference = MODELS[name][1](**kwargs)
+    between = GAINS[gains]
+    with torch.no_grad():
         for key, value in reference.named_parameters():
-            if key.endswith(".scale"):
-                value.uniform_(0.2, 0.8)
-    package = Package(name, {"sources": SOURCES, **kwargs}, reference.state_dict(), name)
-    own = own_class(SOURCES, **kwargs)
-    own.load_state_dict(reference.state_dict())
-    return own.eval(), reference, package
+            if between is not None and key.endswith(".scale"):
+                value.uniform_(*between)
+    return Package(name, kwargs, reference.state_dict(), name)
+
+
+def alike(package: Package) -> tuple[Any, Any]:
+    """This project's model and the reference's, both with the weights of the package."""
+    own_class, reference_class, _ = MODELS[package.klass]
+    models = own_class(**package.kwargs), reference_class(**package.kwargs)
+    for model in models:
+        model.load_state_dict(package.state)
+        model.eval()
+        if model.segment > LONGEST and not isinstance(model, HTDemucs | ReferenceHTDemucs):
+            model.segment = LONGEST
+    return models
 
 
 def in_turns(
     sides: dict[str, Callable[[], Any]], rounds: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median seconds of each side, and what it returned last; the first round warms up."""
+    """Median seconds of each side, and what it returned last."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     results: dict[str, Any] = {}
-    for number in range(rounds + 1):
+    for number in range(rounds):
         for name in list(sides) if number % 2 else reversed(list(sides)):
             start = time.perf_counter()
             results[name] = sides[name]()
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each[1:]) for name, each in seconds.items()}, results
+    return {name: statistics.median(each) for name, each in seconds.items()}, results
 
 
 def sdr(estimate: Tensor, reference: Tensor) -> float:
     return float(10 * torch.log10(reference.square().sum() / (reference - estimate).square().sum()))
 
 
-def by_this_project(model: nn.Module, mixture: Tensor, precision: str) -> Callable[[], Tensor]:
-    separator = Separator(model, device=DEVICE, shifts=0, precision=precision)
+def by_this_project(
+    model: nn.Module, mixture: Tensor, precision: str, batch_size: int | None
+) -> Callable[[], Tensor]:
+    separator = Separator(
+        model, device=DEVICE, shifts=0, precision=precision, batch_size=batch_size
+    )
 
     def run() -> Tensor:
         return torch.stack(list(separator.separate(mixture, RATE).values()))
@@ -112,32 +141,32 @@ def by_the_reference(model: Any, mixture: Tensor) -> Callable[[], Tensor]:
     return run
 
 
-def compare(name: str, mixture: Tensor, rounds: int) -> str:
-    own, reference, _ = alike(name)
+def compare(package: Package, mixture: Tensor, rounds: int, batch_size: int | None) -> str:
+    own, reference = alike(package)
     sides = {
-        "fp32": by_this_project(own, mixture, "fp32"),
-        "bf16": by_this_project(own, mixture, "bf16"),
+        "fp32": by_this_project(own, mixture, "fp32", batch_size),
+        "bf16": by_this_project(own, mixture, "bf16", batch_size),
         "reference": by_the_reference(reference, mixture),
     }
     took, outputs = in_turns(sides, rounds)
     length, theirs = mixture.shape[1] / RATE, took["reference"]
     quality = {side: sdr(outputs[side], outputs["reference"]) for side in ("fp32", "bf16")}
-    return f"{name:<10}reference {length / theirs:5.2f} x real time" + "".join(
+    return f"{package.klass:<10}reference {length / theirs:5.2f} x real time" + "".join(
         f" · {side} {length / took[side]:5.2f}, ratio {theirs / took[side]:.2f}, "
         f"SDR {quality[side]:.0f} dB"
         for side in quality
     )
 
 
-def compare_commands(name: str, mixture: Tensor, rounds: int) -> str:
+def compare_commands(package: Package, mixture: Tensor, rounds: int, batch_size: int | None) -> str:
     """The command of each side, on one file, with the same weights."""
-    _, _, package = alike(name)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         pretrained.write(package, Path("model.th"), half=False)
         audio.write("song.wav", mixture, samplerate=RATE, subtype="FLOAT")
         options = ["--repo", ".", "-n", "model", "--shifts", "0", "--float32", "song.wav"]
         options += ["-d", DEVICE]
         own = [sys.executable, "-m", "demucs_lightning.commands.separate", *options]
+        own += [] if batch_size is None else ["--batch-size", str(batch_size)]
         sides = {
             "fp32": [*own, "-o", "own", "--overwrite", "--precision", "fp32"],
             "bf16": [*own, "-o", "own", "--overwrite", "--precision", "bf16"],
@@ -153,7 +182,7 @@ def compare_commands(name: str, mixture: Tensor, rounds: int) -> str:
 
         took, _ = in_turns({side: command(words) for side, words in sides.items()}, rounds)
     theirs = took["reference"]
-    return f"{name:<10}command: reference {theirs:5.1f} s" + "".join(
+    return f"{package.klass:<10}command: reference {theirs:5.1f} s" + "".join(
         f" · {side} {took[side]:5.1f} s, ratio {theirs / took[side]:.2f}"
         for side in ("fp32", "bf16")
     )
@@ -166,16 +195,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
     parser.add_argument("--command", action="store_true", help="the commands too")
+    parser.add_argument("--batch-size", type=int, help="chunks at once; default: as it suits")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--gains", choices=GAINS, default="trained", help="of random weights")
+    weights.add_argument("--weights", type=Path, help="those of a model, in place of --models")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     print(describe(DEVICE, demucs))
     mixture = recording(args.seconds)
-    print(f"recording {args.seconds:g} s stereo, {DEVICE}")
-    for name in args.models:
-        print(compare(name, mixture, args.rounds), flush=True)
+    what = str(args.weights) if args.weights else f"random weights, {args.gains} gains"
+    print(f"recording {args.seconds:g} s stereo, {DEVICE}, {what}")
+    given = [pretrained.read(args.weights)] if args.weights else []
+    for package in given or (random_package(name, args.gains) for name in args.models):
+        print(compare(package, mixture, args.rounds, args.batch_size), flush=True)
         if args.command:
-            print(compare_commands(name, mixture, args.rounds), flush=True)
+            rounds = max(1, args.rounds - 1)
+            print(compare_commands(package, mixture, rounds, args.batch_size), flush=True)
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,17 +11,23 @@ from demucs_lightning.separation.devices import Replicas, on_devices
 from demucs_lightning.separation.engine import Progress, separate, stream
 from demucs_lightning.separation.level import STANDARD, Level, Separation, normalized, statistics
 from demucs_lightning.separation.memory import fitting_batch
+from demucs_lightning.separation.recorded import Recorded, recorded
+from demucs_lightning.separation.transfer import fetched, sent
 
 __all__ = [
     "STANDARD",
     "BagOfModels",
     "Level",
     "Progress",
+    "Recorded",
     "Replicas",
     "Separation",
+    "fetched",
     "fitting_batch",
     "normalized",
     "on_devices",
+    "recorded",
+    "sent",
     "separate",
     "statistics",
     "stream",

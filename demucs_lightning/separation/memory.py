@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from demucs_lightning.separation.bags import at_segment
 from demucs_lightning.separation.devices import Replicas
+from demucs_lightning.separation.recorded import Recorded, plain
 
 log = logging.getLogger(__name__)
 
 MOST_SECONDS = 120  # of audio in a batch: a device has enough to do, and the host holds as much
+TOGETHER_SECONDS = 20  # of audio that a CPU takes at once for the sake of an LSTM
 SPARE = 0.8  # share of the free memory that is used
 SHORTEST = 1.0  # seconds of a chunk below which less memory is no longer tried
 
@@ -30,16 +32,34 @@ def fitting_batch(
     """How many chunks of ``chunk`` samples go through the model at once.
 
     On a CUDA device, those that the free memory holds by what one chunk takes, and at most two
-    minutes of audio; on all others one. For `Replicas`, all of them together. ``measure(model,
-    chunk)`` says what one chunk takes; None means that it can't be known.
+    minutes of audio; on all others one, or two that are short where an LSTM gains by it. For
+    `Replicas`, all of them together. ``measure(model, chunk)`` says what one chunk takes; None
+    means that it can't be known.
     """
+    if isinstance(model, Recorded):
+        return model.recordings.fitting(
+            chunk, lambda: fitting_batch(model.network, chunk, measure=measure)
+        )
     if isinstance(model, Replicas):
         return len(model.replicas) * fitting_batch(model.replicas[0], chunk, measure=measure)
     need = (measure or measured)(model, chunk)
     if need is None:
-        return 1
+        return _together(model, chunk)
     most = int(MOST_SECONDS * model.samplerate / chunk)
     return max(1, min(most, int(SPARE * need.free) // max(1, need.used)))
+
+
+def _together(model: Any, chunk: int) -> int:
+    """Two short chunks on a CPU where an LSTM gains by it, which reads its weights for each step.
+
+    In fp32 it takes as long for six sequences as for three, which 10 seconds are: a seventh of a
+    separation with Demucs is saved, and a twelfth with HDemucs (benchmarks/NOTES.md).
+    """
+    weights = _weights(model)
+    if weights is None or weights.device.type != "cpu":
+        return 1
+    recurs = any(isinstance(layer, nn.LSTM) for layer in model.modules())
+    return 2 if recurs and 2 * chunk <= TOGETHER_SECONDS * model.samplerate else 1
 
 
 def measured(model: Any, chunk: int) -> Need | None:
@@ -93,7 +113,7 @@ class Sparing:
     def _estimates(self, windows: Tensor) -> Tensor:
         if self.segment is None:
             return self.model(windows)
-        return self.shorter(at_segment(self.model, self.segment), windows)
+        return self.shorter(at_segment(plain(self.model), self.segment), windows)
 
     def _spare(self, batch: int, length: int) -> bool:
         """Ask for less from now on; False if there is nothing left to do without."""

@@ -40,6 +40,21 @@ def test_a_batch_is_one_chunk_where_nothing_is_known():
     assert {size[0] for size in model.sizes} == {1}
 
 
+class Recurrent(Identity):
+    def __init__(self):
+        super().__init__()
+        self.lstm = torch.nn.LSTM(1, 1)
+
+
+def test_a_cpu_takes_two_short_chunks_through_an_lstm():
+    assert fitting_batch(Recurrent(), 10_000) == 2
+    assert fitting_batch(Recurrent(), 10_001) == 1
+    assert fitting_batch(Placed(), 10_000) == 1
+    model, mixture = Recurrent(), noise(1, 2, 777)
+    torch.testing.assert_close(separate(model, mixture, batch_size=None), stems_of(mixture))
+    assert {size[0] for size in model.sizes} == {1, 2}
+
+
 def test_each_device_has_its_batch():
     replicas = Replicas(Identity(), ["cpu", "cpu", "cpu"])
     assert fitting_batch(replicas, 10_000, measure=need(100, 500)) == 12
