@@ -43,7 +43,8 @@ def test_filters_are_the_least_squares_solution(samples, taps):
         np.testing.assert_allclose(own[source], expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("samples", [1, 900, 70_000])
+# With 40 taps a frame has 985 new samples, and 16 of them are a piece.
+@pytest.mark.parametrize("samples", [1, 900, 985, 1024, 15_721, 15_760, 15_761, 15_799, 70_000])
 def test_correlations_of_many_blocks(samples):
     references = music(2, 1, samples)
     estimates = separated(references)
@@ -61,10 +62,28 @@ def test_a_singular_system_has_its_shortest_solution():
     torch.testing.assert_close(solve(matrix, right).flatten(), torch.tensor([1.0, 1, 3]).double())
 
 
-def test_an_indefinite_system_is_solved():
-    matrix = torch.tensor([[1.0, 2.0], [2, 1]], dtype=torch.float64)
-    right = torch.tensor([[5.0], [4]], dtype=torch.float64)
-    torch.testing.assert_close(solve(matrix, right).flatten(), torch.tensor([1.0, 2]).double())
+@pytest.mark.parametrize("error", [-1e-14, 1e-14])
+def test_a_system_that_rounding_made_indefinite_is_solved(error):
+    columns = music(1, 3, 500)[0]
+    columns = torch.cat([columns, columns[:2]])
+    matrix = columns @ columns.T
+    exact = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).double()
+    right = matrix @ exact
+    matrix.diagonal()[3:] *= 1 + error
+    solution = solve(matrix, right)
+    torch.testing.assert_close(columns.T @ solution, columns.T @ exact, rtol=0, atol=1e-6)
+    assert solution.abs().max() < 10
+
+
+def test_a_repeated_channel_changes_no_projection():
+    references = music(2, 2, 4000)
+    estimates = separated(music(2, 2, 4000))
+    references[1, 1] = 0.5 * references[1, 0]
+    found = correlations(references, estimates, 12)
+    x, e = (each.flatten(0, 1).numpy() for each in (references, estimates))
+    expected = delayed(x[:3], 12).T @ least_squares(x[:3], e, 12).reshape(4, -1).T
+    projected = delayed(x, 12).T @ joint_filters(found).numpy().reshape(4, -1).T
+    np.testing.assert_allclose(projected, expected, atol=1e-8)
 
 
 def test_silence_is_told_of_the_whole_track():
