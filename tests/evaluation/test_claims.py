@@ -1,0 +1,93 @@
+"""Who works on what: claims of this process, of others, and of those that died."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from demucs_lightning.evaluation.claims import Claims, host
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "claims"
+
+
+def left_by(folder, *, pid, machine, age=0.0):
+    """A claim on the track "a"."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "a"
+    path.write_text(json.dumps({"host": machine, "pid": pid, "token": "theirs"}))
+    then = time.time() - age
+    os.utime(path, (then, then))
+    return path
+
+
+def ended() -> int:
+    """The id of a process that is no more."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_track_is_one_processes_until_it_is_given_back(folder):
+    with Claims(folder) as one, Claims(folder) as two:
+        assert one.take("a")
+        assert not two.take("a")
+        assert two.is_taken("a")
+        assert two.take("b")
+        one.release("a")
+        assert not two.is_taken("a")
+        assert two.take("a")
+    assert not folder.exists()
+
+
+def test_of_many_that_ask_at_once_one_gets_it(folder):
+    path = left_by(folder, pid=ended(), machine=host())  # and each takes it for dead
+    claims = [Claims(folder) for _ in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        got = list(threads.map(lambda each: each.take("a"), claims))
+    assert sum(got) == 1
+    assert json.loads(path.read_text())["token"] == claims[got.index(True)].token
+    assert [each.name for each in folder.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("pid", "machine", "age", "free"),
+    [
+        (None, host(), 0, True),  # died here
+        (os.getpid(), host(), 30, False),
+        (os.getpid(), host(), 90, True),  # hangs, or is another process of that id
+        (1, "elsewhere", 30, False),
+        (1, "elsewhere", 90, True),
+    ],
+)
+def test_claims_of_the_dead_are_taken_over(folder, pid, machine, age, free):
+    left_by(folder, pid=pid or ended(), machine=machine, age=age)
+    with Claims(folder) as claims:
+        assert claims.is_taken("a") is not free
+        assert claims.take("a") is free
+
+
+def test_a_torn_claim_counts_by_its_age(folder):
+    path = left_by(folder, pid=1, machine="elsewhere")
+    path.write_text("{")
+    with Claims(folder) as claims:
+        assert not claims.take("a")
+        os.utime(path, (0, 0))
+        assert claims.take("a")
+
+
+def test_claims_are_kept_fresh(folder):
+    with Claims(folder, beat=0.02) as claims:
+        claims.take("a")
+        path = folder / "a"
+        os.utime(path, (0, 0))
+        deadline = time.monotonic() + 10
+        while path.stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert time.time() - path.stat().st_mtime < 60
