@@ -3,8 +3,8 @@
     python benchmarks/memory.py [--segment 10] [--models Demucs HDemucs HTDemucs]
 
 Counts the bytes that autograd saves in the forward pass of one stereo example, each storage once,
-parameters left out. This is what batch size and segment multiply, on any device; it needs no GPU,
-and does not depend on the machine.
+parameters left out, in fp32 and under bf16 autocast, with each setting of ``memory``. This is what
+batch size and segment multiply, on any device; it needs no GPU, and does not depend on the machine.
 """
 
 import argparse
@@ -15,6 +15,8 @@ import torch
 from machine import describe
 from torch import Tensor, nn
 from train_step import MODELS, SOURCES
+
+from demucs_lightning.models.recompute import MEMORY
 
 
 def saved_bytes(model: nn.Module, mixture: Tensor) -> int:
@@ -41,18 +43,19 @@ def main() -> None:
     parser.add_argument("--segment", type=float, default=10.0, help="seconds of the example")
     args = parser.parse_args()
     print(describe("cpu", demucs))
+    print(f"MB kept for backward of one {args.segment:g} s example")
+    print(f"{'':<14}" + "".join(f"{each:>10}" for each in ("reference", *MEMORY)))
     mixture = torch.randn(1, 2, int(args.segment * 44100))
     for name in args.models:
         own, reference, kwargs = MODELS[name]
-        ours, theirs = (
-            saved_bytes(klass(SOURCES, **kwargs).train(), mixture) / 2**20
-            for klass in (own, reference)
-        )
-        print(
-            f"{name:<8}  {ours:6.0f} MiB kept for backward of one {args.segment:g} s example in "
-            f"fp32, reference {theirs:6.0f} MiB, ratio {ours / theirs:.2f}",
-            flush=True,
-        )
+        model, theirs = (klass(SOURCES, **kwargs).train() for klass in (own, reference))
+        for lowered in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+                found = [saved_bytes(theirs, mixture)]
+                for model.memory in MEMORY:
+                    found.append(saved_bytes(model, mixture))
+            label = f"{name} {'bf16' if lowered else 'fp32'}"
+            print(f"{label:<14}" + "".join(f"{each / 1e6:10.0f}" for each in found), flush=True)
 
 
 if __name__ == "__main__":

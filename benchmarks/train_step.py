@@ -1,18 +1,34 @@
-"""One training step of the default models beside the reference package's, in turns.
+"""Training steps beside the reference package's, in turns: speed, memory, and how long 360 epochs
+take.
 
-    python benchmarks/train_step.py [--segment 2] [--batch-size 1] [--rounds 5] [--device cuda]
+    python benchmarks/train_step.py [--models HDemucs] [--batch-size 4] [--rounds 5] [--device cuda]
+    python benchmarks/train_step.py --segment 2.2 --batch-size 1 --workers 0        (on a small CPU)
+    python benchmarks/train_step.py --table          (on a GPU: peak memory of five command lines)
 
-A step is forward, l1 loss, backward and Adam, in fp32, on the same inputs from the same weights.
-Both sides of a round follow each other, so that a change in the machine's mood hits both, and take
-turns at going first. Twice, because the model that is built first is a few per cent slower, by
-where its weights lie; each side is built first once. Figures are medians of all rounds but the
-first of each time, and the ratio is theirs.
+A step is everything that training does for it: reading extracts, augmentation, forward, loss,
+backward, optimizer (see recipes.py). This project's steps run with every setting of `memory`, in
+fp32 and in bf16, eager or with `--compile`; the reference's classes run in the reference's recipe,
+in fp32. All start from the same weights and read the same songs of noise. The sides of a round
+follow each other, and every second round goes the other way round. Figures are medians.
+
+Memory is what a side alone adds: peak of torch's allocations on a GPU, growth of the process on a
+CPU. Utilisation is the floating-point operations of the reference's forward and backward pass,
+nothing that is computed again, in a second, over what a large matrix product reaches in the same
+precision. 360 epochs are of 18,368 extracts.
 """
 
 import argparse
+import gc
+import inspect
+import re
+import shutil
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import demucs
 import torch
@@ -20,92 +36,245 @@ from demucs.demucs import Demucs as ReferenceDemucs
 from demucs.hdemucs import HDemucs as ReferenceHDemucs
 from demucs.htdemucs import HTDemucs as ReferenceHTDemucs
 from machine import describe
-from torch import Tensor, nn
+from recipes import SAMPLERATE, SOURCES, Ours, Recipe, Reference, noise_songs, same_weights
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from demucs_lightning.data import MusdbHQ
 from demucs_lightning.models import Demucs, HDemucs, HTDemucs
 
-SOURCES = ["drums", "bass", "other", "vocals"]
 # The training configuration (conf/model), which differs from the constructors in these.
-MODELS = {
+MODELS: dict[str, Any] = {
     "Demucs": (Demucs, ReferenceDemucs, {"normalize": False}),
     "HDemucs": (HDemucs, ReferenceHDemucs, {"dconv_init": 1e-3}),
     "HTDemucs": (HTDemucs, ReferenceHTDemucs, {}),
 }
+MEMORY = ("fast", "balanced", "low")
+PRECISIONS = ("fp32", "bf16")
+EXTRACTS, EPOCHS = 18_368, 360
+TABLE = (  # of the project's first issue, with the peak in MB that was published for it
+    ("model=Demucs", 16_885),
+    ("model=HDemucs", 19_199),
+    ("batch_size=2 augment.remix.group_size=2 model=Demucs", 10_851),
+    ("batch_size=1 data_augmentation=False model=Demucs", 7_703),
+    ("batch_size=1 data_augmentation=False segment=6 model=Demucs", 6_175),
+    ("experiment=low_memory model=HDemucs", None),
+)
+MB = 2**20
+CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
 
-def training_step(model: nn.Module, mixture: Tensor, stems: Tensor) -> Callable[[], float]:
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+def memory_settings() -> tuple[str, ...]:
+    known = "memory" in inspect.signature(Demucs).parameters
+    return MEMORY if known else ("fast",)
 
-    def step() -> float:
-        optimizer.zero_grad()
-        loss = F.l1_loss(model(mixture), stems)
-        loss.backward()
-        optimizer.step()
-        return loss.item()  # waits for the device
 
-    return step
+def wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+class Peak:
+    """Bytes that something adds at most, from ``start`` to ``read``."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device.startswith("cuda")
+        gc.collect()
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+            self.before = _resident("VmRSS")
+
+    def read(self) -> int:
+        after = torch.cuda.max_memory_allocated() if self.cuda else _resident("VmHWM")
+        return after - self.before
+
+
+def _resident(name: str) -> int:
+    (size,) = re.findall(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(size) * 1024
 
 
 def in_turns(
-    steps: list[Callable[[], float]], rounds: int
-) -> tuple[list[list[float]], list[float]]:
-    """Seconds and last loss of every step; the first round warms up, and every second one goes the
-    other way round."""
-    seconds: list[list[float]] = [[] for _ in steps]
-    losses = [0.0 for _ in steps]
-    for number in range(rounds + 1):
-        order = range(len(steps)) if number % 2 else reversed(range(len(steps)))
-        for index in order:
-            start = time.perf_counter()
-            losses[index] = steps[index]()
-            seconds[index].append(time.perf_counter() - start)
-    return [each[1:] for each in seconds], losses
+    steps: dict[str, Callable[[], Any]],
+    rounds: int,
+    *,
+    device: str = "cpu",
+    repeats: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Median seconds of each step; every second round goes the other way round."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds):
+        names = list(steps) if number % 2 else list(reversed(steps))
+        for name in names:
+            wait(device)
+            start = clock()
+            for _ in range(repeats):
+                steps[name]()
+            wait(device)
+            seconds[name].append((clock() - start) / repeats)
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def compare(name: str, args: argparse.Namespace) -> str:
-    own_class, reference_class, kwargs = MODELS[name]
-    length = int(args.segment * 44100)
-    stems = torch.randn(args.batch_size, len(SOURCES), 2, length, device=args.device)
-    mixture = stems.sum(1)
-    seconds: dict[type, list[float]] = {own_class: [], reference_class: []}
-    losses: dict[type, float] = {}
-    for classes in ((own_class, reference_class), (reference_class, own_class)):
-        models = []
-        for klass in classes:  # the same seed gives both the same weights
-            torch.manual_seed(0)
-            models.append(klass(SOURCES, **kwargs).to(args.device))
-        took, ends = in_turns([training_step(m, mixture, stems) for m in models], args.rounds)
-        for klass, times, loss in zip(classes, took, ends, strict=True):
-            seconds[klass] += times
-            losses[klass] = loss
+def matmul_rate(
+    precision: str, device: str, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Floating-point operations a second of a large matrix product, the best of ten."""
+    size = 8192 if device.startswith("cuda") else 1536
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    torch.set_float32_matmul_precision("high" if device.startswith("cuda") else "highest")
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        wait(device)
+        start = clock()
+        left @ right
+        wait(device)
+        best = min(best, clock() - start)
+    return 2 * size**3 / best
+
+
+def operations(model: torch.nn.Module, recipe: Recipe, segment: float) -> int:
+    """Of forward and backward for one example."""
+    length = int((segment - recipe.shift) * SAMPLERATE)
+    mixture = torch.randn(1, 2, length, device=recipe.device)
     with FlopCounterMode(display=False) as counter:
-        F.l1_loss(models[1](mixture), stems).backward()
-    ours, theirs = (statistics.median(seconds[klass]) for klass in (own_class, reference_class))
-    rate = counter.get_total_flops() / ours / 1e9
-    return (
-        f"{name:<8}  {ours:6.3f} s a step, reference {theirs:6.3f} s, ratio {theirs / ours:.2f}; "
-        f"{rate:.0f} GFLOP/s; losses after {args.rounds + 1} steps {losses[own_class]:.5f} and "
-        f"{losses[reference_class]:.5f}"
+        F.l1_loss(
+            model(mixture), torch.zeros(1, len(SOURCES), 2, length, device=recipe.device)
+        ).backward()
+    model.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+def sides(name: str, extracts: Any, recipe: Recipe, args: Any) -> Iterator[tuple[str, Any]]:
+    """Name and maker of each side, the reference first."""
+    own, reference, kwargs = MODELS[name]
+    yield (
+        "reference fp32",
+        lambda: Reference(same_weights(partial(reference, SOURCES, **kwargs)), extracts, recipe),
     )
+    for memory in args.memory:
+        extra = {"memory": memory} if len(memory_settings()) > 1 else {}
+        build = partial(own, SOURCES, **kwargs, **extra)
+        for precision in args.precisions:
+            for compiled in (False, True) if args.compile else (False,):
+                label = f"{memory} {precision}{' compiled' if compiled else ''}"
+                yield label, partial(_ours, build, extracts, recipe, precision, compiled)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="One training step beside the reference's.")
+def _ours(build: Any, extracts: Any, recipe: Recipe, precision: str, compiled: bool) -> Ours:
+    return Ours(same_weights(build), extracts, recipe, precision=precision, compile=compiled)
+
+
+def compare(name: str, extracts: Any, recipe: Recipe, args: Any) -> list[str]:
+    """A line for each side of a model."""
+    peaks, running, work = {}, {}, 0
+    for label, make in sides(name, extracts, recipe, args):
+        peak = Peak(recipe.device)
+        side = make()
+        for _ in range(2):  # the second has the optimizer's state, and everything has been loaded
+            side.step()
+        wait(recipe.device)
+        peaks[label], running[label] = peak.read(), side.step
+        if not work:
+            work = operations(side.model, recipe, args.segment) * recipe.batch_size
+    clock = CLOCKS[args.clock]
+    seconds = in_turns(
+        running, args.rounds, device=recipe.device, repeats=args.repeats, clock=clock
+    )
+    rates = {each: matmul_rate(each, recipe.device, clock) for each in PRECISIONS}
+    slowest, lines = seconds["reference fp32"], []
+    for label, took in seconds.items():
+        rate = rates["bf16" if "bf16" in label else "fp32"]
+        days = EPOCHS * (EXTRACTS // recipe.batch_size) * took / 86_400
+        lines.append(
+            f"{name:<9}{label:<23}{1 / took:8.3f} steps/s  {slowest / took:5.2f}x  "
+            f"{peaks[label] / MB:7.0f} MB  {work / took / rate:5.1%}  {days:7.2f} days"
+        )
+    return lines
+
+
+def table(args: Any) -> Iterator[str]:
+    """Peak memory of the published command lines, each a run of train.py of a few steps."""
+    from demucs_lightning.commands import settings
+    from demucs_lightning.commands import train as training
+
+    with noise_songs() as root, tempfile.TemporaryDirectory() as folder:
+        short = [
+            *(f"data_root={root}", "epochs=1", f"trainer.limit_train_batches={args.rounds + 3}"),
+            *("trainer.limit_val_batches=0", "trainer.limit_test_batches=0", "logger=csv"),
+            *("trainer.enable_progress_bar=false", "checkpoint.every_n_minutes=0"),
+            *args.override,
+        ]
+        for line, published in TABLE:
+            for memory in args.memory:
+                words = [*line.split(), *short, "trainer.precision=bf16", f"memory={memory}"]
+                cfg = settings.compose(words)
+                peak = Peak(args.device)
+                start = time.perf_counter()
+                training.run(cfg, Path(folder) / "run")
+                took = time.perf_counter() - start
+                beside = f", published {published:,} MB" if published else ""
+                yield (
+                    f"{line} memory={memory}: peak {peak.read() / MB:,.0f} MB{beside} "
+                    f"({took:.0f} s in all)"
+                )
+                shutil.rmtree(Path(folder) / "run")
+                gc.collect()
+
+
+def arguments(argv: list[str] | None = None) -> Any:
+    parser = argparse.ArgumentParser(description="Training steps beside the reference's.")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--segment", type=float, default=2.0, help="seconds of an example")
-    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--memory", nargs="+", choices=MEMORY, default=list(memory_settings()))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--compile", action="store_true", help="compiled too")
+    parser.add_argument("--segment", type=float, default=11.0, help="seconds of an extract")
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--repeats", type=int, default=0, help="steps of a turn; 0: 10 on a GPU, 1 on a CPU"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="that read, on either side")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="process: on a busy CPU, with --workers 0"
+    )
     parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
-    args = parser.parse_args()
+    parser.add_argument("--table", action="store_true", help="peak memory of train.py")
+    parser.add_argument("--override", nargs="*", default=[], help="settings of --table's runs")
+    args = parser.parse_args(argv)
+    # Ten are more than either side reads ahead while it is not its turn.
+    args.repeats = args.repeats or (10 if args.device.startswith("cuda") else 1)
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     print(describe(args.device, demucs))
-    print(f"examples  batches of {args.batch_size} x {args.segment} s stereo, fp32, {args.device}")
-    for name in args.models:
-        print(compare(name, args), flush=True)
+    if args.table:
+        for line in table(args):
+            print(line, flush=True)
+        return
+    # A short extract is not to lose all of itself to the shift.
+    shift = min(1.0, args.segment / 11)
+    recipe = Recipe(
+        batch_size=args.batch_size, shift=shift, workers=args.workers, device=args.device
+    )
+    print(f"batches   {args.batch_size} x {args.segment} s stereo, {args.device}")
+    print(f"{'':32}{'speed':>16}   ratio  peak memory  MFU  {EPOCHS} epochs")
+    with noise_songs() as root:
+        extracts = MusdbHQ(root, segment=args.segment, shift=1)
+        for name in args.models:
+            for line in compare(name, extracts, recipe, args):
+                print(line, flush=True)
+            gc.collect()
 
 
 if __name__ == "__main__":

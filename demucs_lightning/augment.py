@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from demucs_lightning.pool import RemixPool
 from demucs_lightning.repitch import repitch
 
 MUSIC_WINDOW = 0.08  # seconds that a change of tempo moves as one piece
@@ -94,11 +95,13 @@ class Remix:
     """With probability `proba` for the batch, make new mixtures of its stems.
 
     Each source is permuted on its own within each group of `group_size` examples (0 or None: the
-    whole batch), so that the distribution doesn't depend on how many GPUs share a batch.
+    whole batch), so that the distribution doesn't depend on how many GPUs share a batch. Where
+    `pool` is above 0, `RemixPool` takes its place.
     """
 
     proba: float = 1.0
     group_size: int | None = 4
+    pool: int = 0
 
     def __post_init__(self):
         _require_proba("remix", self.proba)
@@ -107,13 +110,14 @@ class Remix:
             f"augment.remix.group_size is {self.group_size}: "
             "it must be a number of examples, or 0 for the whole batch.",
         )
+        _require(self.pool >= 0, f"augment.remix.pool is {self.pool}: it must be 0 or more.")
 
     def check_batch(self, batch_size: int) -> None:
         """Raise ValueError unless the groups fill a batch exactly."""
         _require(
             batch_size % (self.group_size or batch_size) == 0,
             f"augment.remix.group_size={self.group_size} does not divide batch_size={batch_size}: "
-            "set it to a divisor, or to 0 for the whole batch.",
+            "set it to a divisor, to 0 for the whole batch, or augment.remix.pool to 3.",
         )
 
     def __call__(self, stems: Tensor, generator: Generator) -> Tensor:
@@ -221,8 +225,10 @@ class Augmentation:
         self.shift = Shift(int(samplerate * shift), shift_same)
         self.scale = _build(Scale, "scale", scale)
         self.remix = _build(Remix, "remix", remix)
+        pooled = self.remix.pool > 0 and self.remix.proba > 0
+        self.pool = RemixPool(self.remix.pool, self.remix.proba) if pooled else None
         flips = [FlipChannels(), FlipSign()] if flip else []
-        chain = [self.repitch, self.shift, *flips, self.scale, self.remix]
+        chain = [self.repitch, self.shift, *flips, self.scale, self.pool or self.remix]
         self.steps = [step for step in chain if getattr(step, "proba", 1) > 0]
 
     def __repr__(self) -> str:

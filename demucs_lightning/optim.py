@@ -13,10 +13,12 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from demucs_lightning.ema import ModelEMA
+from demucs_lightning.moments import STATES, LeanAdam
 
 log = logging.getLogger(__name__)
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adamw": AdamW}
+FUSED = ("cpu", "cuda")
 SCHEDULES = ("constant", "cosine")
 
 
@@ -38,6 +40,7 @@ class Optimization:
     warmup: int = 0
     transformer_lr: float | None = None
     transformer_weight_decay: float | None = None
+    state: str = "fp32"
 
     def __post_init__(self) -> None:
         _require(
@@ -56,12 +59,17 @@ class Optimization:
             proper = value is None or (isinstance(value, int | float) and value >= 0)
             _require(proper, f"optim.{name} is {value}: it must be 0 or more.")
         _require(self.loss in ("l1", "mse"), f"optim.loss is {self.loss!r}: it must be l1 or mse.")
+        known = self.state in STATES
+        _require(known, f"optim.state is {self.state!r}: it must be one of {', '.join(STATES)}.")
         known = self.schedule in SCHEDULES
         _require(known, f"optim.schedule is {self.schedule!r}: it must be constant or cosine.")
 
-    def optimizer(self, model: nn.Module) -> Optimizer:
+    def optimizer(self, model: nn.Module, *, fused: bool = True) -> Optimizer:
         """Over all parameters of ``model``, in the groups that its method ``parameter_groups``
-        makes, if it has one: the values of a group go before those of ``optim.*``."""
+        makes, if it has one: the values of a group go before those of ``optim.*``.
+
+        ``fused``: in one pass over the weights, where their device has that.
+        """
         grouped: Any = getattr(model, "parameter_groups", None)
         groups = grouped() if grouped else [{"params": list(model.parameters())}]
         own = {"lr": self.transformer_lr, "weight_decay": self.transformer_weight_decay}
@@ -73,8 +81,26 @@ class Optimization:
                 type(model).__name__,
             )
         groups = [{**group, **own} if _is_transformer(group) else group for group in groups]
+        values: Any = {"lr": self.lr, "betas": tuple(self.betas), "weight_decay": self.weight_decay}
+        if self.state != "fp32":
+            return LeanAdam(groups, **values, decoupled=self.optim == "adamw", state=self.state)
         kind: Any = OPTIMIZERS[self.optim]
-        return kind(groups, lr=self.lr, betas=tuple(self.betas), weight_decay=self.weight_decay)
+        fused = fused and all(weight.device.type in FUSED for weight in model.parameters())
+        return kind(groups, **values, fused=fused or None)
+
+    def check_resumed(self, states: Sequence[dict[str, Any]]) -> None:
+        """Raise ValueError unless the states of optimizers, from a checkpoint, are of this form."""
+        kept = {
+            "8bit" if "codes" in each else str(each["exp_avg"].dtype).removeprefix("torch.")
+            for state in states
+            for each in state["state"].values()
+        }
+        form = {"bfloat16": "bf16", "8bit": "8bit"}.get(next(iter(kept), ""), "fp32")
+        _require(
+            not kept or form == self.state,
+            f"optim.state is {self.state}, but the run that resume_checkpoint is of had {form}: "
+            f"set optim.state={form}.",
+        )
 
     def scheduler(self, optimizer: Optimizer, total: Callable[[], float]) -> LambdaLR:
         """The learning rate by step; ``total()`` gives the steps of the run, once it began."""

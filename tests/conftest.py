@@ -61,6 +61,7 @@ def tiny(musdb_root: Path, tmp_path: Path) -> list[str]:
         "trainer.limit_val_batches=1",
         "trainer.limit_test_batches=1",
         "trainer.enable_progress_bar=false",
+        "trainer.precision=32",
         f"hydra.run.dir={tmp_path}/run",
     ]
 

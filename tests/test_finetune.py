@@ -193,7 +193,7 @@ def test_scoring_what_was_trained(
     more = ["data.workers=0", "logger=csv", f"hydra.run.dir={tmp_path}/scored"]
     scoring.main([f"resume_checkpoint={tmp_path}/run/best.ckpt", tiny[0], *more])
     table = capsys.readouterr().out
-    assert table.split()[:5] == ["nSDR", "(dB)", "vocals", "bass", "mean"]
+    assert ["dB", "vocals", "bass", "overall"] in [row.split() for row in table.splitlines()]
 
 
 @pytest.mark.parametrize(

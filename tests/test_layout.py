@@ -18,17 +18,18 @@ PACKAGE = "demucs_lightning"
 
 # A module imports from its own layer and the ones above it in this list, and never in a circle.
 LAYERS = [
-    ["models", "audio", "augment", "repitch", "losses", "metrics", "ema", "optim", "figures"],
-    ["separation", "data", "scores"],
-    ["pretrained", "training", "callbacks", "resume"],
-    ["separator"],
+    ["models", "audio", "augment", "repitch", "losses", "metrics", "ema", "optim", "figures"]
+    + ["compiled", "moments", "pool"],
+    ["separation", "data", "scores", "scale"],
+    ["pretrained", "training", "validation", "callbacks", "resume"],
+    ["separator", "evaluation"],
     ["commands"],
 ]
 # Where a package may be imported. Those that are not named: anywhere but in models.
 PLACES = {
     "hydra": ["commands"],
     "omegaconf": ["commands"],
-    "lightning": ["training", "callbacks", "data.datamodule", "commands"],
+    "lightning": ["training", "validation", "callbacks", "scale", "data.datamodule", "commands"],
     "wandb": ["callbacks"],
     "tensorboard": ["callbacks"],
     "soundfile": ["audio"],
@@ -162,7 +163,9 @@ def test_the_wheel_holds_the_package_and_the_settings(tmp_path):
     (built,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     with zipfile.ZipFile(built) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    package = (path.relative_to(ROOT) for path in FILES.values())
+    parts = [path for kind in ("html", "css", "js") for path in (ROOT / PACKAGE).rglob(f"*.{kind}")]
+    assert len(parts) == 3  # of the report
+    package = (path.relative_to(ROOT) for path in [*FILES.values(), *parts])
     conf = (Path(PACKAGE, path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml"))
     expected = {path.as_posix() for path in [*package, *conf]}
     assert f"{PACKAGE}/conf/config.yaml" in expected

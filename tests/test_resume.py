@@ -44,6 +44,7 @@ def overrides(musdb_root: Path) -> list[str]:
         "trainer.limit_test_batches=0",
         "trainer.enable_progress_bar=false",
         "checkpoint.every_n_minutes=0",
+        "trainer.precision=32",
     ]
 
 
@@ -128,6 +129,15 @@ def best_score(checkpoint: dict[str, Any]) -> float:
         (["trainer.limit_val_batches=0"], (1, 2), preempt),
         (["svd.penalty=1e-3", "svd.min_size=0", "svd.proba=0.5"], (0, 2), fail),
         (["trainer.precision=64", "optim.optim=adamw"], (0, 2), preempt),
+        (["trainer.precision=bf16"], (1, 1), fail),
+        (["optim.state=bf16"], (0, 2), preempt),
+        (["optim.state=8bit", "optim.optim=adamw"], (1, 1), fail),
+        (["batch_size=1", "augment.remix.pool=3"], (1, 2), fail),
+        (
+            ["batch_size=2", "augment.remix.pool=3", "trainer.accumulate_grad_batches=2"],
+            (1, 3),
+            fail,
+        ),
     ],
 )
 def test_continued_run_equals_uninterrupted_one(

@@ -4,8 +4,6 @@ import logging
 import math
 import os
 import shutil
-import signal
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +14,10 @@ from lightning import Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from demucs_lightning.callbacks.finite import NonFiniteLoss
+from demucs_lightning.scale.sharding import is_sharded
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ class AtomicIO(TorchCheckpointIO):
             reason = error if isinstance(error, OSError) else error.__context__
             if not isinstance(reason, OSError):
                 raise
-            raise OSError(reason.errno, reason.strerror, str(target)) from error
+            kept = ", the checkpoint there stays as it was" if target.exists() else ""
+            raise OSError(reason.errno, f"{reason.strerror}{kept}", str(target)) from error
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
@@ -60,9 +61,9 @@ class Checkpoints(Checkpoint):
     ``monitor``, in ``folder``.
 
     ``last.ckpt`` is written after validation, at the end of an epoch and of training, every
-    ``every_n_steps`` steps and ``every_n_minutes`` minutes (0: don't), on SIGTERM or the first
-    Ctrl-C, and when an exception ends the run; always between two steps, so that the run can
-    continue as if it had not stopped.
+    ``every_n_steps`` steps and ``every_n_minutes`` minutes (0: don't), when ``Stopping`` or any
+    other exception ends the run; always between two steps, so that the run can continue as if it
+    had not stopped. Of several processes the first one writes, also where another has died.
     """
 
     def __init__(
@@ -82,7 +83,6 @@ class Checkpoints(Checkpoint):
         self.best_score, self.best_path = -math.inf, ""
         self.saved: Any = None
         self.saved_at = time.monotonic()
-        self.handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "best_path": self.best_path}
@@ -92,17 +92,9 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.saved, self.saved_at = pl_module.position, time.monotonic()
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.handlers[number] = signal.signal(number, lambda n, _: self._stop(trainer, n))
-
-    def _stop(self, trainer: Any, number: int) -> None:
-        if trainer.received_sigterm:
-            raise KeyboardInterrupt
-        trainer._signal_connector.received_sigterm = True  # raises SIGTERMException after this step
-        log.info("Stopping after this step ...")
-        if trainer.strategy.launcher is not None and number == signal.SIGTERM:
-            trainer.strategy.launcher.kill(number)
+        if trainer.is_global_zero:
+            for path in (self.last, self.best):  # of a run that was killed while it wrote
+                path.with_name(path.name + ".part").unlink(missing_ok=True)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -119,10 +111,6 @@ class Checkpoints(Checkpoint):
             return due
         # All processes must agree, which costs too much to do at every step.
         return batch_idx % 50 == 0 and bool(trainer.strategy.broadcast(due))
-
-    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.received_sigterm:
-            raise SIGTERMException
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -141,40 +129,49 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.save(trainer, pl_module)
-        self._restore_handlers()
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        self._restore_handlers()
-        alone = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
         begun = self.saved is not None and pl_module.position is not None
-        if begun and alone and not isinstance(exception, NonFiniteLoss):
-            try:
-                self.save(trainer, pl_module)
-            except (OSError, NonFiniteLoss) as error:  # what ends the run is to be told, not this
-                reason = getattr(error, "strerror", None) or error
-                if reason != getattr(exception, "strerror", None):
-                    log.warning("%s was not written: %s", self.last, reason)
+        if not begun or isinstance(exception, NonFiniteLoss):
+            return
+        # Processes stop together on a signal; by any other exception, this one is on its own.
+        together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
+        if not together and (not trainer.is_global_zero or is_sharded(trainer)):
+            return
+        try:
+            self.save(trainer, pl_module, alone=not together)
+        except (OSError, NonFiniteLoss) as error:  # what ends the run is to be told, not this
+            reason = getattr(error, "strerror", None) or error
+            if reason != getattr(exception, "strerror", None):
+                log.warning("%s was not written: %s", self.last, reason)
 
-    def _restore_handlers(self) -> None:
-        while self.handlers:
-            signal.signal(*self.handlers.popitem())
-
-    def save(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write ``last.ckpt`` unless it is up to date."""
+    def save(self, trainer: Trainer, pl_module: Any, *, alone: bool = False) -> None:
+        """Write ``last.ckpt`` unless it is up to date; ``alone``: the other processes don't come
+        here.
+        """
         if pl_module.position != self.saved:
-            self._save(trainer, pl_module, self.last)
+            self._save(trainer, pl_module, self.last, alone=alone)
 
-    def _save(self, trainer: Trainer, pl_module: Any, path: Path) -> None:
+    def _save(self, trainer: Any, pl_module: Any, path: Path, *, alone: bool = False) -> None:
         weights = pl_module.state_dict().items()
-        if broken := [name for name, value in weights if not value.isfinite().all()]:
+        if broken := [name for name, value in weights if not _local(value).isfinite().all()]:
             raise NonFiniteLoss(f"{broken[0]} is no longer finite: {path} stays as it was.")
-        trainer.save_checkpoint(path)
+        if alone:
+            content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            trainer.strategy.save_checkpoint(content, path)
+        else:
+            trainer.save_checkpoint(path)
         if path != self.last and trainer.is_global_zero:
-            _link(path, self.last)
+            link(path, self.last)
         self.saved, self.saved_at = pl_module.position, time.monotonic()
 
 
-def _link(source: Path, target: Path) -> None:
+def _local(value: Any) -> Tensor:
+    """Of a tensor that is divided among the processes, the part that is here."""
+    return value.to_local() if hasattr(value, "to_local") else value
+
+
+def link(source: Path, target: Path) -> None:
     """Make ``target`` the same file as ``source``, or a copy where the file system has no links."""
     part = target.with_name(target.name + ".part")
     part.unlink(missing_ok=True)

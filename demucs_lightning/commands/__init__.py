@@ -5,13 +5,18 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from demucs_lightning.commands.allocator import keep_freed_memory
+
 # Before torch is loaded. A thread that waits by spinning takes the core from the one it waits for:
 # a step was ten times slower on a busy machine (benchmarks/NOTES.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+keep_freed_memory()
 
 COMMANDS = {
     "train": "train a separator; settings as key=value, --help lists them",
     "test": "score a checkpoint on a test set: resume_checkpoint=PATH",
+    "evaluate": "score a model, or a folder of stems, on a test set",
+    "compare": "results of evaluate side by side, with confidence intervals",
     "separate": "separate tracks into stems",
     "models": "list the released models, download or remove them",
     "export": "write a model as .th, .safetensors or .onnx",

@@ -37,6 +37,7 @@ ANY = (  # more than one type; what takes them says what is wrong
 POSITIVE = (
     *("samplerate", "segment", "epochs", "batch_size", "dset.shift", "model.segment"),
     *("valid.segment", "valid.batch_size", "test.segment", "test.batch_size"),
+    *("distributed.timeout", "trainer.num_nodes"),
 )
 NOT_NEGATIVE = (
     "data.workers",
@@ -45,6 +46,7 @@ NOT_NEGATIVE = (
     "excerpt.every",
     "valid.shifts",
     "test.shifts",
+    "test.every",
 )
 SHARES = ("valid.overlap", "test.overlap")
 ACCELERATORS = (None, "cpu", "gpu", "cuda", "mps", "auto")
@@ -86,8 +88,13 @@ def check_values(cfg: DictConfig) -> None:
     _check_choice("trainer.accelerator", cfg.trainer.accelerator, ACCELERATORS)
     nsdr = [f"valid/nsdr_{source}" for source in cfg.sources]
     _check_choice("checkpoint.monitor", cfg.checkpoint.monitor, ("valid/nsdr", "valid/loss", *nsdr))
-    hardware.precision(cfg.trainer.precision, "gpu")
+    hardware.precision(cfg.trainer.precision, "cpu")
     optim = instantiate(cfg.optim)
+    if optim.state != "fp32" and "fsdp" in str(cfg.trainer.strategy):
+        raise ValueError(
+            f"optim.state={optim.state} does not go with trainer.strategy={cfg.trainer.strategy}, "
+            "which divides the averages among the processes: leave one of them out."
+        )
     SeparationLoss(optim.loss, list(cfg.weights))
     instantiate(cfg.ema)
     instantiate(cfg.svd)

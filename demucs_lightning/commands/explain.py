@@ -4,41 +4,84 @@ from.
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from hydra.errors import HydraException, InstantiationException
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf.errors import OmegaConfBaseException
+from torch import distributed
 
-MISTAKES = (ValueError, OSError, HydraException, OmegaConfBaseException, MisconfigurationException)
+from demucs_lightning.commands import INTERRUPTED
+from demucs_lightning.scale.launch import current
+
+# Exceptions of packages that take seconds to load: where they aren't loaded, nobody raises them.
+OF_SETTINGS = {
+    "hydra.errors": "HydraException",
+    "omegaconf.errors": "OmegaConfBaseException",
+    "lightning.pytorch.utilities.exceptions": "MisconfigurationException",
+}
 OUT_OF_MEMORY = (
     "The GPU ran out of memory: make batch_size or segment smaller, use trainer.precision=bf16, "
     "or take the overlay experiment=low_memory."
 )
 
 
+def mistakes() -> tuple[type[BaseException], ...]:
+    """The exceptions that are the user's to mend."""
+    loaded = [
+        getattr(sys.modules[module], name)
+        for module, name in OF_SETTINGS.items()
+        if module in sys.modules
+    ]
+    return (ValueError, OSError, torch.OutOfMemoryError, *loaded)
+
+
 @contextmanager
-def explained() -> Iterator[None]:
+def explained(memory: Callable[[], str] | None = None) -> Iterator[None]:
     """Ends the program with one sentence and status 1 for a mistake of the user, in settings, files
-    or devices.
+    or devices, and with status 130 for a Ctrl-C. ``memory`` says what to do where it ran out.
     """
     try:
         yield
-    except (*MISTAKES, torch.OutOfMemoryError) as error:
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (*mistakes(), RuntimeError) as error:
         cause = _cause(error)
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(
-            cause, (*MISTAKES, torch.OutOfMemoryError)
-        ):
+        known = isinstance(cause, mistakes()) or _is_memory(cause)
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not known:
             raise
-        print(f"error: {sentence(cause)}", file=sys.stderr)
+        said = memory() if memory and _is_memory(cause) else sentence(cause)
+        if not _is_said():
+            print(f"error: {_who(cause)}{said}", file=sys.stderr)
         sys.exit(1)
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a GPU or, which has no exception of its own, of the machine."""
+    machine = isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or machine
+
+
+def _is_said() -> bool:
+    """Whether the first process of this machine says the same: before torch connects them, nothing
+    differs between those that torchrun or srun has started.
+    """
+    try:
+        return not current().speaks and not distributed.is_initialized()
+    except ValueError:  # what is wrong may be just that
+        return False
+
+
+def _who(error: BaseException) -> str:
+    alone = not distributed.is_initialized() or distributed.get_world_size() == 1
+    if not alone and not isinstance(error, ConnectionError):  # which says who is lost
+        return f"process {distributed.get_rank()} of {distributed.get_world_size()}: "
+    return ""
 
 
 def sentence(error: BaseException) -> str:
     """What to tell the user."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if _is_memory(error):
         return OUT_OF_MEMORY
     text = str(error).strip()
     if (
@@ -51,6 +94,7 @@ def sentence(error: BaseException) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+    module = sys.modules.get("hydra.errors")
+    while module and isinstance(error, module.InstantiationException) and error.__cause__:
         error = error.__cause__
     return error

@@ -45,11 +45,31 @@ def accelerator(wanted: str | None, found: str) -> str:
 
 
 def precision(value: str | int, accelerator: str) -> str:
-    """Lightning's name for 16, bf16, 32 or 64; the CPU has no mixed fp16 and takes bf16 instead."""
+    """Lightning's name for 16, bf16, 32 or 64, or for auto: bf16 where the device computes in it,
+    else 32. The CPU has no mixed fp16 and takes bf16 instead.
+
+    Raises ValueError for anything else, and for bf16 on a GPU that does not have it.
+    """
+    there = _has_bf16(accelerator)
+    if value == "auto":
+        return PRECISIONS["bf16" if there else "32"]
     name = PRECISIONS.get(str(value), str(value))
     if name not in PRECISIONS.values():
-        raise ValueError(f"trainer.precision is {value!r}: it must be 16, bf16, 32 or 64.")
+        raise ValueError(f"trainer.precision is {value!r}: it must be auto, 16, bf16, 32 or 64.")
+    if name == "bf16-mixed" and accelerator == "gpu" and torch.cuda.is_available() and not there:
+        raise ValueError(
+            f"trainer.precision is {value!r}, but this GPU, {torch.cuda.get_device_name()}, does "
+            "not compute in bf16: set it to 16 or 32."
+        )
     return "bf16-mixed" if name == "16-mixed" and accelerator == "cpu" else name
+
+
+def _has_bf16(accelerator: str) -> bool:
+    """Whether the device has instructions for bf16: to imitate them is slower than fp32."""
+    if accelerator == "gpu":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    units = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return accelerator == "cpu" and any(getattr(torch.cpu, unit, bool)() for unit in units)
 
 
 def device_name(trainer: Any) -> str:

@@ -12,6 +12,7 @@ import inspect
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ from omegaconf import DictConfig, OmegaConf
 from demucs_lightning import scores
 from demucs_lightning.commands.checks import check_type, check_values
 from demucs_lightning.commands.explain import explained
+from demucs_lightning.commands.processes import out_of_memory
 from demucs_lightning.pretrained import CLASSES
+from demucs_lightning.scale import current, started
 
 GROUPS = ("model", "dset", "logger", "experiment")
 RESERVED = (
@@ -71,6 +74,7 @@ OmegaConf.register_new_resolver("monitored", monitored, replace=True)
 OmegaConf.register_new_resolver(
     "run_name", lambda start, model: Path(str(start)).stem if start else model, replace=True
 )
+OmegaConf.register_new_resolver("started", started, use_cache=True, replace=True)
 
 Task = Callable[[DictConfig], None]
 
@@ -92,15 +96,26 @@ def launch(task: Task, argv: Sequence[str] | None = None) -> None:
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> None:
-        with explained():
+        with explained(partial(out_of_memory, cfg)):
             check_values(cfg)
             task(cfg)
 
     with explained():
-        sys.argv = [sys.argv[0], *_checked(argv)]
+        sys.argv = [sys.argv[0], *_checked(argv), *_of_process(argv)]
         hydra.main(version_base=VERSION, config_path=str(conf_folder()), config_name="config")(
             job
         )()
+
+
+def _of_process(argv: list[str]) -> list[str]:
+    """What keeps the files of the processes apart that torchrun or srun has started: the first one
+    writes down the settings, and the others have logs of their own.
+    """
+    launch = current()
+    if launch.rank == 0 or any(word.startswith("-") for word in argv):
+        return []
+    name = Path(sys.argv[0]).stem
+    return ["hydra.output_subdir=null", f"hydra.job.name={name}_process_{launch.rank}"]
 
 
 def compose(overrides: Sequence[str], *, config_dir: str | None = None) -> DictConfig:

@@ -3,8 +3,8 @@
 The architecture is the file's. Of the settings, ``sources`` and ``segment`` are the run's, and so
 is what the command line says of ``model.*``. A run that is resumed takes the architecture from its
 own checkpoint, so that the same command line continues it. What can be wrong is found before data
-are downloaded and the model is built. That is also before a distributed run starts its other
-processes, which find the files in the cache that the first one filled.
+are downloaded and the model is built. On every machine the first process fetches what is to be
+fetched, and the others find it in the cache.
 """
 
 import inspect
@@ -22,6 +22,7 @@ from demucs_lightning.commands.settings import conf_folder
 from demucs_lightning.pretrained.checkpoints import package_of
 from demucs_lightning.pretrained.package import Package
 from demucs_lightning.pretrained.stems import Transfer, plan
+from demucs_lightning.scale import first_of_machine
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ def begin(
         resume = cfg.resume_checkpoint
         log.info("init_from=%s is not read: training goes on with the model of %s", name, resume)
         return rebuilt(cfg, package_of(checkpoint, resume), given), None
-    release = pretrained.find(name, repo=repo)
+    with first_of_machine(f"found {name}"):
+        release = pretrained.find(name, repo=repo)
     wanted = [s for s, weight in zip(cfg.sources, cfg.weights, strict=True) if weight > 0]
     only = wanted[0] if len(wanted) == 1 else None
     package = pretrained.member(release, only, advice=ADVICE)
@@ -90,7 +92,8 @@ def rebuilt(cfg: DictConfig, package: Package, given: Collection[str]) -> DictCo
                 f"{key}={theirs}."
             )
     changed = [key for key in given if key.startswith("model.") and key != "model._target_"]
-    model = {**as_settings(package), "sources": "${sources}", "segment": _segment(klass)}
+    run = {"sources": "${sources}", "segment": _segment(klass), "memory": "${memory}"}
+    model = {**as_settings(package), **run}
     settled: Any = OmegaConf.to_container(cfg.model, resolve=True)
     known = inspect.signature(pretrained.CLASSES[klass]).parameters
     for key in changed:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -13,13 +12,22 @@ from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from demucs_lightning import pretrained, scores
-from demucs_lightning.callbacks import AtomicIO, FiniteGuard, Progress
-from demucs_lightning.commands import hardware, settings, start
+from demucs_lightning.callbacks import (
+    Evaluations,
+    FiniteGuard,
+    Progress,
+    Recall,
+    Stopping,
+    Watch,
+)
+from demucs_lightning.commands import ending, hardware, processes, settings, speed, start
 from demucs_lightning.losses import SeparationLoss
+from demucs_lightning.scale import current, meet_again
+from demucs_lightning.scale.sharding import WholeModel
+from demucs_lightning.scale.strategies import Sharded
 from demucs_lightning.training import LitSeparator
 
 log = logging.getLogger(__name__)
@@ -39,14 +47,16 @@ def run(cfg: DictConfig, folder: Path, *, given: Collection[str] = ()) -> LitSep
     the command line.
     """
     quieten()
+    cfg = ending.continued(cfg, folder)
     resume = cfg.resume_checkpoint
     checkpoint = {} if resume is None else pretrained.read_checkpoint(resume)
-    cfg, transfer = start.begin(cfg, checkpoint, given=given)
+    cfg, transfer = start.begin(speed.settled(cfg, checkpoint), checkpoint, given=given)
     description = describe_model(cfg)
     if resume is not None:
         pretrained.check_same_model(resume, checkpoint, description)
         pretrained.check_resumable(resume, checkpoint)
     seed_everything(cfg.seed, workers=True, verbose=False)
+    meet_again()
     trainer = build_trainer(cfg, folder)
     module = build_module(cfg, description)
     if transfer is not None:
@@ -60,14 +70,16 @@ def run(cfg: DictConfig, folder: Path, *, given: Collection[str] = ()) -> LitSep
     data = instantiate(cfg.data, dset=instantiate(cfg.dset))
     save_settings(cfg, folder / "settings.yaml")
     fit(trainer, module, data, cfg.resume_checkpoint)
-    score_best(trainer, module, data)
+    with ending.guarded(trainer):
+        score_best(trainer, module, data)
     return module
 
 
 def build_module(cfg: DictConfig, description: dict[str, Any]) -> LitSeparator:
     optim = instantiate(cfg.optim)
+    model = instantiate(cfg.model, _convert_="all")
     return LitSeparator(
-        instantiate(cfg.model, _convert_="all"),
+        model,
         criterion=SeparationLoss(optim.loss, list(cfg.weights)),
         optim=optim,
         valid=instantiate(cfg.valid),
@@ -77,44 +89,40 @@ def build_module(cfg: DictConfig, description: dict[str, Any]) -> LitSeparator:
         emas=instantiate(cfg.ema),
         seed=cfg.seed,
         description=description,
+        compiled=speed.compiled(model, cfg),
     )
 
 
 def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
-    device = hardware.devices(cfg.gpus if isinstance(cfg.gpus, int) else list(cfg.gpus))
-    accelerator = hardware.accelerator(cfg.trainer.accelerator, device["accelerator"])
-    same = accelerator == device["accelerator"]
+    shared = processes.arguments(cfg)
+    speed.allow_tf32(shared["accelerator"])
+    whole = [WholeModel()] if isinstance(shared["strategy"], Sharded) else []
     callbacks = [
+        Watch(),
         FiniteGuard(),
+        Stopping(current().by),
+        *whole,
+        Recall(),
         LearningRateMonitor("step"),
         instantiate(cfg.excerpt),
         Announcement(folder),
+        Evaluations(folder, every=cfg.test.every, device=cfg.test.device),
     ]
     callbacks += [Progress()] if cfg.trainer.enable_progress_bar else []
     return instantiate(
         cfg.trainer,
-        accelerator=accelerator,
-        devices=cfg.trainer.devices or (device["devices"] if same else 1),
-        precision=hardware.precision(cfg.trainer.precision, accelerator),
+        **shared,
+        precision=hardware.precision(cfg.trainer.precision, shared["accelerator"]),
         callbacks=[*callbacks, instantiate(cfg.checkpoint, folder=str(folder))],
         logger=instantiate(cfg.logger, save_dir=str(folder)),
         default_root_dir=str(folder),
-        plugins=[AtomicIO()],
         use_distributed_sampler=False,
     )
 
 
 def fit(trainer: Trainer, module: LitSeparator, data: Any, resume: str | None) -> None:
-    try:
+    with ending.guarded(trainer):
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-    except SIGTERMException:
-        last: Any = trainer.checkpoint_callback
-        log.info("Stopped. To continue: resume_checkpoint=%s", last.last)
-        sys.exit(143)
-    except Exception:
-        if trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(9)  # else the other processes wait for this one
-        raise
 
 
 def score_best(trainer: Trainer, module: LitSeparator, data: Any) -> None:
@@ -165,7 +173,7 @@ class Announcement(Callback):
             "%s · %s · %s, %.1f M parameters, %.0f MB · %s: %d tracks, %d extracts · %s",
             hardware.device_name(trainer),
             trainer.precision,
-            type(model).__name__,
+            pl_module.description["klass"].rpartition(".")[2],
             count / 1e6,
             size / 1e6,
             type(train_set).__name__,
@@ -181,13 +189,14 @@ def quieten() -> None:
     """
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if current().rank or os.environ.get("LOCAL_RANK", "0") != "0":
         logging.getLogger().setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*The number of training batches.*",
         ".*CombinedLoader.*",
         ".*LeafSpec.*",
+        ".*returned a view tensor.*",  # of fsdp: no network writes into what a layer returns
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -70,15 +70,23 @@ class SeparationData(LightningDataModule):
     def train_dataloader(self) -> TrainingLoader:
         trainer, loop = self._trainer(), self._trainer().fit_loop
         done = loop.epoch_loop.batch_progress.current.completed if loop.restarting else 0
+        return self._training_loader((trainer.current_epoch, done), self.workers)
+
+    def training_batch(self, epoch: int, index: int) -> Any:
+        """The batch ``index`` of ``epoch`` once more, not on the device yet."""
+        return next(iter(self._training_loader((epoch, index), 0)))
+
+    def _training_loader(self, position: tuple[int, int], threads: int) -> TrainingLoader:
+        trainer = self._trainer()
         order = ExtractOrder(
             len(self.train_set),
             self.batch_size,
             seed=self.seed,
             share=(trainer.global_rank, trainer.world_size),
-            position=(trainer.current_epoch, done),
+            position=position,
         )
         pin = trainer.strategy.root_device.type == "cuda"
-        return TrainingLoader(self.train_set, order, threads=self.workers, pin=pin)
+        return TrainingLoader(self.train_set, order, threads=threads, pin=pin)
 
     def val_dataloader(self) -> TrackLoader:
         return self._tracks(self.valid_set)

@@ -57,7 +57,7 @@ class FolderTracks(Extracts):
         channels: int = 2,
     ) -> None:
         super().__init__(
-            _tracks(Path(root), subset, sources, valid),
+            listed(Path(root), subset, sources, valid),
             sources,
             segment=segment,
             shift=shift,
@@ -67,7 +67,7 @@ class FolderTracks(Extracts):
         )
 
 
-def _tracks(root: Path, subset: str, sources: Sequence[str], valid: Valid | None) -> list[Track]:
+def listed(root: Path, subset: str, sources: Sequence[str], valid: Valid | None) -> list[Track]:
     if subset not in SUBSETS:
         raise ValueError(f"subset={subset!r} is unknown: it is one of {', '.join(SUBSETS)}.")
     found = {name: files for name, files in find_tracks(root).items() if files}

@@ -103,9 +103,9 @@ class MusdbHQ(Extracts):
         if subset not in SUBSETS:
             raise ValueError(f"subset={subset!r} is unknown: it is one of {', '.join(SUBSETS)}.")
         if download:
-            _download(self.archive, Path(root))
+            ensure(self.archive, Path(root))
         super().__init__(
-            _tracks(self.archive, Path(root), subset, sources, ext),
+            listed(self.archive, Path(root), subset, sources, ext),
             sources,
             segment=segment,
             shift=shift,
@@ -147,7 +147,7 @@ def _home(archive: Archive, root: Path) -> Path:
     return inner if not (root / "train").is_dir() and inner.is_dir() else root
 
 
-def _download(archive: Archive, root: Path) -> None:
+def ensure(archive: Archive, root: Path) -> None:
     for folder in (_home(archive, root) / "train", _home(archive, root) / "test"):
         _make_way(folder)
     home = _home(archive, root)
@@ -173,7 +173,7 @@ def _make_way(folder: Path) -> None:
     folder.rmdir()
 
 
-def _tracks(
+def listed(
     archive: Archive, root: Path, subset: str, sources: Sequence[str], ext: str
 ) -> list[Track]:
     folder = _home(archive, root) / SUBSETS[subset]

@@ -19,15 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from demucs_lightning.models.layers import DConv
+from demucs_lightning.models.dconv import DConv
 from demucs_lightning.models.layout import (
     Conv1d,
     Conv2d,
     ConvTranspose1d,
+    ConvTranspose2d,
+    GroupNorm,
     HalvesConv1d,
     HalvesConv2d,
     glu,
 )
+from demucs_lightning.models.precision import cast
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class LayerPlan:
             raise ValueError(f"dconv_mode is {self.dconv_mode}: it must be 0, 1, 2 or 3")
 
     def norm(self, width: int) -> nn.Module:
-        return nn.GroupNorm(self.norm_groups, width) if self.norm_groups else nn.Identity()
+        return GroupNorm(self.norm_groups, width) if self.norm_groups else nn.Identity()
 
     def residual(self, width: int, mode: int) -> DConv | None:
         return DConv(width, **self.dconv) if self.dconv_mode & mode else None
@@ -68,7 +71,7 @@ class LayerPlan:
     def up(self, inputs: int, outputs: int) -> nn.Module:
         """Unpadded: the decoder trims, because it alone knows the length to return to."""
         if self.freq:
-            return nn.ConvTranspose2d(inputs, outputs, (self.kernel_size, 1), (self.stride, 1))
+            return ConvTranspose2d(inputs, outputs, (self.kernel_size, 1), (self.stride, 1))
         return ConvTranspose1d(inputs, outputs, self.kernel_size, self.stride)
 
     def rewriting(self, width: int, context: int, *, context_freq: bool = True) -> nn.Module | None:
@@ -80,7 +83,7 @@ class LayerPlan:
             conv1d = Conv1d if self.norm_groups else HalvesConv1d
             return conv1d(width, 2 * width, 2 * context + 1, padding=context)
         over_freq = context if context_freq else 0
-        conv2d = nn.Conv2d if self.norm_groups else HalvesConv2d
+        conv2d = Conv2d if self.norm_groups else HalvesConv2d
         return conv2d(
             width, 2 * width, (2 * over_freq + 1, 2 * context + 1), padding=(over_freq, context)
         )
@@ -243,7 +246,8 @@ class MultiBandDecoder(nn.Module):
             limit = x.shape[2] if ratio == 1 else round(int(x.shape[2]) * ratio)
             band, _ = layer(x[:, :, start:limit], skip[:, :, start:limit], length)
             if seam is not None:
-                parts.append(seam + band[:, :, :stride] - layer.conv_tr.bias[:, None, None])
+                bias = cast(layer.conv_tr.bias, band)[:, None, None]
+                parts.append(seam + band[:, :, :stride] - bias)
                 band = band[:, :, stride:]
             parts.append(band[:, :, :-stride])
             seam, start = band[:, :, -stride:], limit

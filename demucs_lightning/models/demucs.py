@@ -17,16 +17,21 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from demucs_lightning.models.layers import BLSTM, DConv, Resample, center_trim, rescale_convolutions
+from demucs_lightning.models.dconv import DConv
+from demucs_lightning.models.layers import Resample, center_trim, rescale_convolutions
 from demucs_lightning.models.layout import (
     GLU,
     Conv1d,
     ConvTranspose1d,
+    GroupNorm,
     HalvesConv1d,
-    entering,
+    channels_last,
     rows,
     unrows,
 )
+from demucs_lightning.models.precision import without_autocast, working
+from demucs_lightning.models.recompute import Recomputing
+from demucs_lightning.models.sequences import BLSTM
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class LayerPlan:
             raise ValueError(f"dconv_mode is {self.dconv_mode}: it must be 0, 1, 2 or 3")
 
     def norm(self, width: int) -> nn.Module:
-        return nn.GroupNorm(self.norm_groups, width) if self.norm_groups else nn.Identity()
+        return GroupNorm(self.norm_groups, width) if self.norm_groups else nn.Identity()
 
     def activation(self) -> nn.Module:
         return nn.GELU() if self.gelu else nn.ReLU()
@@ -83,7 +88,7 @@ class EncoderLayer(nn.Sequential):
 
 
 class DecoderLayer(nn.Sequential):
-    """Rewrite → DConv → transposed convolution → norm → activation.
+    """+ skip → rewrite → DConv → transposed convolution → norm → activation.
 
     ``(B, inputs, 1, T)`` to ``(B, outputs, 1, (T - 1) · stride + kernel_size)``. The ``last`` layer
     ends with its convolution.
@@ -95,8 +100,11 @@ class DecoderLayer(nn.Sequential):
         finish = [] if last else [plan.norm(outputs), plan.activation()]
         super().__init__(*refine, up, *finish)
 
+    def forward(self, input: Tensor, skip: Tensor) -> Tensor:
+        return super().forward(input + center_trim(skip, input.shape[-1]))
 
-class Demucs(nn.Module):
+
+class Demucs(Recomputing):
     """``(B, C, T)`` mixtures to ``(B, S, C, T)`` estimates, for any T ≥ 1.
 
     Args:
@@ -120,6 +128,7 @@ class Demucs(nn.Module):
         rescale: reference deviation of the initial weights, 0 to leave them.
         samplerate: of the audio, in Hz. segment: length to separate at, in seconds. Both describe
             the model.
+        memory: what training keeps for its backward pass, see ``recompute``.
     """
 
     def __init__(  # noqa: PLR0913
@@ -149,8 +158,9 @@ class Demucs(nn.Module):
         rescale: float = 0.1,
         samplerate: int = 44100,
         segment: float = 40,
+        memory: str = "fast",
     ) -> None:
-        super().__init__()
+        super().__init__(memory)
         self.sources = list(sources)
         self.audio_channels = audio_channels
         self.kernel_size, self.stride, self.depth = kernel_size, stride, depth
@@ -212,14 +222,9 @@ class Demucs(nn.Module):
         x = F.pad(x, (padding // 2, padding - padding // 2))
         x = self.upsample(x) if self.upsample else x
 
-        x = entering(x[:, :, None], self)
-        skips = []
-        for encode in self.encoder:
-            x = encode(x)
-            skips.append(x)
-        x = unrows(self.lstm(rows(x)), 1) if self.lstm else x
-        for decode in self.decoder:
-            x = decode(x + center_trim(skips.pop(), x.shape[-1]))
+        dtype = working(self, x)
+        with without_autocast(x):
+            x = self.network(channels_last(x[:, :, None].to(dtype)))
         x = x[:, :, 0].to(mixture.dtype)
 
         x = self.downsample(x) if self.downsample else x
@@ -227,6 +232,18 @@ class Demucs(nn.Module):
         return center_trim(x, length).reshape(
             x.shape[0], len(self.sources), self.audio_channels, length
         )
+
+    def network(self, x: Tensor) -> Tensor:
+        """The U-Net, ``(B, C, 1, T)`` to ``(B, S · C, 1, T)``."""
+        skips = []
+        for depth, encode in enumerate(self.encoder):
+            x = self.layer(depth, encode, x)
+            skips.append(x)
+        if self.lstm:
+            x = unrows(self.layer(self.depth, self.lstm, rows(x)), 1)
+        for depth, decode in zip(reversed(range(self.depth)), self.decoder, strict=True):
+            x = self.layer(depth, decode, x, skips.pop())
+        return x
 
     @staticmethod
     def _statistics(mixture: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,7 @@ class HTDemucs(HybridUNet):
         segment: of training, in seconds, a Fraction or a float.
         use_train_segment: evaluation runs at the length of that segment: shorter inputs are padded
             with zeros, longer ones refused. Else, and in training, any length runs as it is.
+        memory: what training keeps for its backward pass, see ``recompute``.
 
     Raises:
         ValueError: where the arguments do not fit together; in eval mode, for an input that is
@@ -117,6 +118,7 @@ class HTDemucs(HybridUNet):
         samplerate: int = 44100,
         segment: float | Fraction = 10,
         use_train_segment: bool = True,
+        memory: str = "fast",
     ) -> None:
         given = locals()  # by name: fifty arguments handed on one by one would hide a missing one
         options = TransformerOptions(
@@ -185,7 +187,7 @@ class HTDemucs(HybridUNet):
             return x_freq, x_time
         if self.bottom_channels:
             x_freq, x_time = self.channel_upsampler(x_freq), self.channel_upsampler_t(x_time)
-        x_freq, tokens = self.crosstransformer(x_freq, x_time[:, :, 0])
+        x_freq, tokens = self.crosstransformer(x_freq, x_time[:, :, 0], memory=self.memory)
         x_freq, x_time = channels_last(x_freq), channels_last(tokens[:, :, None])
         if self.bottom_channels:
             x_freq, x_time = self.channel_downsampler(x_freq), self.channel_downsampler_t(x_time)

@@ -29,7 +29,9 @@ from demucs_lightning.models.branch import (
     banded_encoder,
 )
 from demucs_lightning.models.layers import ScaledEmbedding, rescale_convolutions
-from demucs_lightning.models.layout import entering
+from demucs_lightning.models.layout import channels_last
+from demucs_lightning.models.precision import cast, without_autocast, working
+from demucs_lightning.models.recompute import Recomputing
 from demucs_lightning.models.stft import Spectral
 
 Skip = tuple[Tensor | None, int]
@@ -67,7 +69,7 @@ def plan_layers(
         bins = 1 if bins <= kernel_size else bins // stride
 
 
-class HybridUNet(nn.Module):
+class HybridUNet(Recomputing):
     """``(B, C, T)`` mixtures to ``(B, S, C, T)`` estimates; subclasses give the ``bottleneck``.
 
     Args:
@@ -101,6 +103,7 @@ class HybridUNet(nn.Module):
         rescale: reference deviation of the initial weights, 0 to leave them.
         samplerate: of the audio, in Hz. segment: length to separate at, in seconds. Both describe
             the model.
+        memory: what training keeps for its backward pass, see ``recompute``.
 
     Raises:
         ValueError: where the arguments do not fit together.
@@ -143,8 +146,9 @@ class HybridUNet(nn.Module):
         rescale: float = 0.1,
         samplerate: int = 44100,
         segment: float | Fraction = 40,
+        memory: str = "fast",
     ) -> None:
-        super().__init__()
+        super().__init__(memory)
         self._check(wiener_iters, end_iters, hybrid=hybrid, hybrid_old=hybrid_old)
         if multi_freqs and norm_starts < multi_freqs_depth:
             raise ValueError(
@@ -236,15 +240,17 @@ class HybridUNet(nn.Module):
         From the channels of a mixture's spectrogram ``(B, K, F, N)``, where K is 2C with ``cac``
         and C without, and its waveform ``(B, C, T)``, to those of the stems: ``(B, S, K, F, N)``
         and ``(B, S, C, T)``, the latter None unless ``hybrid``. In and out are in the precision of
-        the signal, what is between in that of the weights.
+        the signal, what is between in that of the weights or of autocast.
         """
         x_freq, *scale_freq = standardize(x_freq)
         x_time, *scale_time = standardize(x_time[:, :, None])
 
-        x_freq, x_time = entering(x_freq, self), entering(x_time, self)
-        x_freq, x_time, skips_freq, skips_time = self.encode(x_freq, x_time)
-        x_freq, x_time = self.bottleneck(x_freq, x_time)
-        x_freq, x_time = self.decode(x_freq, x_time, skips_freq, skips_time)
+        dtype = working(self, x_time)
+        x_freq, x_time = (channels_last(x.to(dtype)) for x in (x_freq, x_time))
+        with without_autocast(x_time):
+            x_freq, x_time, skips_freq, skips_time = self.encode(x_freq, x_time)
+            x_freq, x_time = self.bottleneck(x_freq, x_time)
+            x_freq, x_time = self.decode(x_freq, x_time, skips_freq, skips_time)
 
         stems = len(self.sources)
         time = restore(x_time, stems, *scale_time)[:, :, :, 0] if self.hybrid else None
@@ -260,15 +266,16 @@ class HybridUNet(nn.Module):
             inject = None
             if self.hybrid and index < len(self.tencoder):
                 entering = x_time.shape[-1]
-                x_time = self.tencoder[index](x_time)
+                x_time = self.layer(index, self.tencoder[index], x_time)
                 joins = self.joins and index == len(self.tencoder) - 1
                 inject = x_time if joins else None
                 skips_time.append((None if joins else x_time, entering))
             entering = x_freq.shape[-1]
-            x_freq = encode(x_freq, inject)
+            x_freq = self.layer(index, encode, x_freq, inject)
             if index == 0 and self.freq_emb is not None:
                 bins = torch.arange(x_freq.shape[2], device=x_freq.device)
-                x_freq = x_freq + self.freq_emb_scale * self.freq_emb(bins).t()[None, :, :, None]
+                embedding = self.freq_emb_scale * cast(self.freq_emb(bins), x_freq)
+                x_freq = x_freq + embedding.t()[None, :, :, None]
             skips_freq.append((x_freq, entering))
         return x_freq, x_time, skips_freq, skips_time
 
@@ -282,11 +289,13 @@ class HybridUNet(nn.Module):
         """Up both branches, the time branch from where it parts from the frequency branch."""
         parting = len(self.decoder) - len(skips_time)
         for index, decode in enumerate(self.decoder):
-            x_freq, before = decode(x_freq, *skips_freq.pop())
+            depth = len(self.decoder) - 1 - index
+            x_freq, before = self.layer(depth, decode, x_freq, *skips_freq.pop())
             if self.hybrid and index >= parting:
                 skip, length = skips_time.pop()
                 x_time = before if skip is None else x_time
-                x_time, _ = self.tdecoder[index - parting](x_time, skip, length)
+                decode_time = self.tdecoder[index - parting]
+                x_time, _ = self.layer(depth, decode_time, x_time, skip, length)
         return x_freq, x_time
 
     @staticmethod

@@ -19,13 +19,17 @@ random in training (dropout, shifts of the positions) is drawn by torch; in eval
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demucs_lightning.models.layers import LayerScale, ScaledEmbedding
+from demucs_lightning.models.layout import GroupNorm, row_norm
 from demucs_lightning.models.positions import count, grid_positions, moved, sinusoids
+from demucs_lightning.models.precision import cast, linear
+from demucs_lightning.models.recompute import recomputed
 
 LAYER_SCALE = 1e-4  # initial scale of a residual path
 EMBEDDINGS = ("sin", "cape", "scaled")
@@ -119,11 +123,11 @@ class TransformerOptions:
 
     def norm(self, dim: int) -> nn.Module:
         """A norm inside a layer."""
-        return TokenGroupNorm(int(self.group_norm), dim) if self.group_norm else nn.LayerNorm(dim)
+        return TokenGroupNorm(int(self.group_norm), dim) if self.group_norm else LayerNorm(dim)
 
     def entry_norm(self, dim: int) -> nn.Module:
         if self.norm_in:
-            return nn.LayerNorm(dim)
+            return LayerNorm(dim)
         groups = int(self.norm_in_group)
         return TokenGroupNorm(groups, dim) if groups else nn.Identity()
 
@@ -135,15 +139,28 @@ class TransformerOptions:
         return LayerScale(dim, LAYER_SCALE) if self.layer_scale else nn.Identity()
 
 
-class TokenGroupNorm(nn.GroupNorm):
+class LayerNorm(nn.LayerNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = cast(self.weight, input), cast(self.bias, input)
+        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
+class TokenGroupNorm(GroupNorm):
     """GroupNorm of ``(B, T, D)``, statistics over all tokens of an example."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.num_groups == 1:
+            return row_norm(self, input)
         return super().forward(input.transpose(1, 2)).transpose(1, 2)
 
 
+class Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
 class Attention(nn.Module):
-    """Multi-head attention from ``x (B, T, D)`` to ``memory (B, T', D)``, or of ``x`` to itself.
+    """Multi-head attention from ``x (B, T, D)`` to ``other (B, T', D)``, or of ``x`` to itself.
 
     Parameters are those of ``nn.MultiheadAttention``: queries, keys and values in one projection.
     """
@@ -153,30 +170,35 @@ class Attention(nn.Module):
         self.heads, self.dropout = heads, dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
         nn.init.zeros_(self.out_proj.bias)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
-    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
+    def project(self, x: Tensor, other: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Queries of ``x``, keys and values of ``other``: ``(B, T, D)`` each."""
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        if other is None:
+            return linear(x, weight, bias).chunk(3, dim=2)
+        dim = x.shape[2]
+        queries = linear(x, weight[:dim], bias[:dim])
+        return queries, *linear(other, weight[dim:], bias[dim:]).chunk(2, dim=2)
+
+    def attend(self, *projected: Tensor) -> Tensor:
+        """What all heads find, ``(B, T, D)``, for ``out_proj``."""
         queries, keys, values = (
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self._project(x, memory)
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected
         )
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
-
-    def _project(self, x: Tensor, memory: Tensor | None) -> Sequence[Tensor]:
-        weight, bias = self.in_proj_weight, self.in_proj_bias
-        if memory is None:
-            return F.linear(x, weight, bias).chunk(3, dim=2)
-        dim = x.shape[2]
-        queries = F.linear(x, weight[:dim], bias[:dim])
-        return queries, *F.linear(memory, weight[dim:], bias[dim:]).chunk(2, dim=2)
+        return attended.transpose(1, 2).flatten(2)
 
 
 class TransformerLayer(nn.Module):
-    """What the layers of both kinds share: ``attention`` is the name of the one they have, and
-    ``norms`` their number of norms."""
+    """A branch ``x (B, T, D)`` and the ``other (B, T', D)`` to what ``x`` becomes.
+
+    What the layers of both kinds share: ``attention`` is the name of the one they have, and
+    ``norms`` their number of norms.
+    """
 
     norm1: nn.Module
     norm2: nn.Module
@@ -188,61 +210,90 @@ class TransformerLayer(nn.Module):
         hidden = int(dim * options.hidden_scale)
         self.norm_first, self.dropout = options.norm_first, options.dropout
         self.add_module(attention, Attention(dim, options.heads, options.dropout))
-        self.linear1, self.linear2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.linear1, self.linear2 = Linear(dim, hidden), Linear(hidden, dim)
         self.activation = F.gelu if options.gelu else F.relu
         for number in range(norms):
             self.add_module(f"norm{number + 1}", options.norm(dim))
+        self.last_norm = f"norm{norms}"  # on the residual path of the feed-forward network
         self.norm_out = options.exit_norm(dim)
         self.gamma_1, self.gamma_2 = options.gain(dim), options.gain(dim)
 
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        return self.finish(x, self.attend(x, other))
+
+    def attend(self, x: Tensor, other: Tensor) -> Tensor:
+        return self.attention.attend(*recomputed(self, self.project, x, other))
+
+    @property
+    def attention(self) -> Attention:
+        raise NotImplementedError
+
+    def project(self, x: Tensor, other: Tensor) -> tuple[Tensor, ...]:
+        """What the attention looks at: queries, keys and values."""
+        raise NotImplementedError
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """All of a layer but for the attention, which has found ``attended`` from ``x``."""
+        x = self.add(x, self.gamma_1, self.attention.out_proj(attended))
+        if not self.norm_first:
+            x = self.norm1(x)
+            return self.norm2(self.add(x, self.gamma_2, self.feed_forward(self.linear1(x))))
+        y = self.feed_forward(recomputed(self, self._entered, x))
+        return recomputed(self, self._left, x, y)
+
+    def _entered(self, x: Tensor) -> Tensor:
+        return self.linear1(getattr(self, self.last_norm)(x))
+
+    def _left(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.norm_out(self.add(x, self.gamma_2, y))
+
     def feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self._dropped(self.activation(self.linear1(x))))
+        return recomputed(self, lambda x: self.linear2(self._dropped(self.activation(x))), x)
 
     def add(self, x: Tensor, gain: nn.Module, y: Tensor) -> Tensor:
         """``x`` and what its residual path ``y`` adds to it."""
         y = self._dropped(y)
-        return torch.addcmul(x, gain.scale, y) if isinstance(gain, LayerScale) else x + y
+        return torch.addcmul(x, cast(gain.scale, x), y) if isinstance(gain, LayerScale) else x + y
 
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
 class SelfLayer(TransformerLayer):
-    """A branch ``x (B, T, D)`` attends to itself; the other branch is not looked at."""
+    """A branch attends to itself; the other branch is not looked at."""
 
     self_attn: Attention
 
     def __init__(self, dim: int, options: TransformerOptions) -> None:
         super().__init__(dim, options, attention="self_attn", norms=2)
 
-    def forward(self, x: Tensor, other: Tensor) -> Tensor:
-        if not self.norm_first:
-            x = self.norm1(self.add(x, self.gamma_1, self.self_attn(x)))
-            return self.norm2(self.add(x, self.gamma_2, self.feed_forward(x)))
-        x = self.add(x, self.gamma_1, self.self_attn(self.norm1(x)))
-        x = self.add(x, self.gamma_2, self.feed_forward(self.norm2(x)))
-        return self.norm_out(x)
+    @property
+    def attention(self) -> Attention:
+        return self.self_attn
+
+    def project(self, x: Tensor, other: Tensor) -> tuple[Tensor, ...]:
+        return self.self_attn.project(self.norm1(x) if self.norm_first else x)
 
 
 class CrossLayer(TransformerLayer):
-    """A branch ``x (B, T, D)`` attends to the ``other (B, T', D)``.
+    """A branch attends to the other.
 
     Without ``norm_first`` the third norm has nothing to do; it is there as in released files.
     """
 
     cross_attn: Attention
-    norm3: nn.Module
 
     def __init__(self, dim: int, options: TransformerOptions) -> None:
         super().__init__(dim, options, attention="cross_attn", norms=3)
 
-    def forward(self, x: Tensor, other: Tensor) -> Tensor:
-        if not self.norm_first:
-            x = self.norm1(self.add(x, self.gamma_1, self.cross_attn(x, other)))
-            return self.norm2(self.add(x, self.gamma_2, self.feed_forward(x)))
-        x = self.add(x, self.gamma_1, self.cross_attn(self.norm1(x), self.norm2(other)))
-        x = self.add(x, self.gamma_2, self.feed_forward(self.norm3(x)))
-        return self.norm_out(x)
+    @property
+    def attention(self) -> Attention:
+        return self.cross_attn
+
+    def project(self, x: Tensor, other: Tensor) -> tuple[Tensor, ...]:
+        if self.norm_first:
+            x, other = self.norm1(x), self.norm2(other)
+        return self.cross_attn.project(x, other)
 
 
 class CrossTransformerEncoder(nn.Module):
@@ -270,7 +321,10 @@ class CrossTransformerEncoder(nn.Module):
             for branch in (self.layers, self.layers_t):
                 branch.append((CrossLayer if crosses else SelfLayer)(dim, options))
 
-    def forward(self, x_freq: Tensor, x_time: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_freq: Tensor, x_time: Tensor, *, memory: str = "fast"
+    ) -> tuple[Tensor, Tensor]:
+        """``memory``: what training keeps for its backward pass, see ``recompute``."""
         bins = x_freq.shape[2]
         positions = grid_positions(x_freq, self.options.max_period).flatten(0, 1)
         x_freq = self._placed(self.norm_in(x_freq.flatten(2).transpose(1, 2)), positions)
@@ -278,9 +332,20 @@ class CrossTransformerEncoder(nn.Module):
         x_time = self._placed(self.norm_in_t(x_time.transpose(1, 2)), positions)
 
         for layer, layer_t in zip(self.layers, self.layers_t, strict=True):
-            x_freq, x_time = layer(x_freq, x_time), layer_t(x_time, x_freq)
+            x_freq, x_time = (
+                self._passed(memory, layer, x_freq, x_time),
+                self._passed(memory, layer_t, x_time, x_freq),
+            )
 
         return x_freq.transpose(1, 2).unflatten(2, (bins, -1)), x_time.transpose(1, 2)
+
+    @staticmethod
+    def _passed(memory: str, layer: Any, x: Tensor, other: Tensor) -> Tensor:
+        if memory == "low":
+            return recomputed(layer, layer, x, other)
+        if memory == "balanced":
+            return recomputed(layer, layer.finish, x, layer.attend(x, other))
+        return layer(x, other)
 
     def _placed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + (self.options.weight_pos_embed * positions).to(x.dtype)

@@ -17,7 +17,10 @@ from demucs_lightning.pretrained.package import CLASSES, Package
 
 KEY = "demucs_lightning"
 RESUMED = ("epoch", "global_step", "loops", "optimizer_states", "lr_schedulers")
-NOT_ARCHITECTURE = ("segment",)  # may differ between a checkpoint and the run that continues it
+NOT_ARCHITECTURE = (
+    "segment",
+    "memory",
+)  # may differ between a checkpoint and the run that continues it
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ NAMES = {
     "demucs.htdemucs.HTDemucs": "HTDemucs",
 }
 PATHS = {"Demucs": "demucs.demucs", "HDemucs": "demucs.hdemucs", "HTDemucs": "demucs.htdemucs"}
+OWN = ("memory",)  # arguments that the reference does not know: how a model is trained
 PLAIN = (type(None), bool, int, float, str, Fraction)
 MAX_TERM = 2**63  # of a fraction of seconds: samples, and a rate
 
@@ -88,13 +89,15 @@ def _named(description: Description, klass: str, origin: str) -> dict[str, Any]:
     )
     if not named or not isinstance(args, list | tuple):
         raise ValueError(f"{origin} is damaged: the arguments of its {klass} have no names.")
-    names = list(inspect.signature(CLASSES[klass]).parameters)
+    names = [name for name in inspect.signature(CLASSES[klass]).parameters if name not in OWN]
     if len(args) > len(names):
         raise ValueError(f"{origin} has {len(args)} arguments, but {klass} takes {len(names)}.")
     by_place = dict(zip(names, args, strict=False))
     if twice := [name for name in by_place if name in kwargs]:
         raise ValueError(f"{origin} is damaged: it has {twice[0]} of its {klass} twice.")
     everything = {**by_place, **kwargs}
+    if unknown := [name for name in OWN if name in kwargs]:
+        raise ValueError(f"{origin} has {unknown[0]}, which is no argument of {klass}.")
     if wrong := [name for name, value in everything.items() if not _is_plain(value)]:
         raise ValueError(f"{origin} is damaged: {wrong[0]} of its {klass} is not plain data.")
     return everything
@@ -140,7 +143,8 @@ def described(package: Package, *, half: bool) -> tuple[Description, dict[str, T
     model: Any = build(package)
     call = inspect.signature(CLASSES[package.klass]).bind(**package.kwargs)
     call.apply_defaults()
-    kwargs = {**call.arguments, "sources": list(call.arguments["sources"])}
+    kwargs = {name: value for name, value in call.arguments.items() if name not in OWN}
+    kwargs["sources"] = list(kwargs["sources"])
     if type(kwargs["segment"]) is float and hasattr(model, "training_length"):
         # demucs 4 cuts the samples of a float off, which may lose the last one.
         kwargs["segment"] = Fraction(model.training_length, kwargs["samplerate"])

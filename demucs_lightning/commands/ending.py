@@ -1,0 +1,94 @@
+"""How a run ends before its time, and how it goes on by itself: signals, processes that are gone,
+and jobs that Slurm or torchrun starts again.
+"""
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from lightning import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig
+
+from demucs_lightning.callbacks import Stopping, Watch
+from demucs_lightning.scale import current, first_says, requeue
+from demucs_lightning.scale.launch import SRUN
+
+log = logging.getLogger(__name__)
+
+Part = TypeVar("Part")
+
+
+def continued(cfg: DictConfig, folder: Path) -> DictConfig:
+    """The settings, with the last checkpoint of ``folder`` to continue from where Slurm or torchrun
+    has started the run again. From here on, Slurm's signal puts the job back into the queue.
+
+    Raises ValueError where only the first process has that checkpoint.
+    """
+    launch, last = current(), folder / "last.ckpt"
+    if launch.by == SRUN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, lambda *_: leave(signal.SIGUSR1))
+    if not launch.restarts:
+        return cfg
+    here = "continue" if last.is_file() else "begin"
+    if first_says(f"restart {launch.restarts}", here) == "begin":
+        return cfg
+    if here == "begin":
+        raise ValueError(
+            f"The first process continues from {last}, which is not on this machine: put the run's "
+            "folder on a disk that all machines share."
+        )
+    log.info("Started again: continuing from %s", last)
+    curves = folder / "csv"  # which a new logger would delete
+    if launch.rank == 0 and curves.is_dir():
+        curves.replace(folder / f"csv-before-{launch.restarts}")
+    cfg = cfg.copy()
+    cfg.resume_checkpoint = str(last)
+    return cfg
+
+
+@contextmanager
+def guarded(trainer: Trainer) -> Iterator[None]:
+    """Ends the program where the run was stopped, or another process of it is gone: with the status
+    of the signal, or with one sentence.
+    """
+    stopping, watch = _part(trainer, Stopping), _part(trainer, Watch)
+    try:
+        yield
+        if stopping.number:  # it came with the last step
+            raise SIGTERMException
+    except SIGTERMException:
+        _stopped(trainer, stopping)
+    except (Exception, SystemExit) as error:
+        if watch.lost is not None and stopping.number:  # the other one was quicker
+            _stopped(trainer, stopping)
+        watch.check()
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)  # else the others wait for this one
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes it a status of 1
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _stopped(trainer: Trainer, stopping: Stopping) -> NoReturn:
+    last: Any = trainer.checkpoint_callback
+    log.info("Stopped. To continue: resume_checkpoint=%s", last.last)
+    leave(stopping.number or signal.SIGTERM)
+
+
+def leave(number: int) -> NoReturn:
+    """End after a signal; after the one of Slurm, back into the queue."""
+    if number == signal.SIGUSR1:
+        if current().rank == 0:
+            requeue()
+        number = signal.SIGTERM
+    sys.exit(128 + number)
+
+
+def _part(trainer: Any, kind: type[Part]) -> Part:
+    return next(each for each in trainer.callbacks if isinstance(each, kind))

@@ -1,0 +1,146 @@
+"""How many processes a run has and what they share: ``gpus``, ``trainer.num_nodes`` and
+``trainer.strategy`` in the words of Lightning; and what takes less memory.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from omegaconf import DictConfig
+
+from demucs_lightning.callbacks import AtomicIO
+from demucs_lightning.commands import hardware
+from demucs_lightning.scale import Launch, current
+from demucs_lightning.scale.launch import SRUN
+from demucs_lightning.scale.strategies import Replicated, Sharded
+
+DDP = {"ddp": {}, "ddp_find_unused_parameters_true": {"find_unused_parameters": True}}
+STRATEGIES = ("auto", *DDP, "fsdp")
+
+
+def arguments(cfg: DictConfig) -> dict[str, Any]:
+    """``accelerator``, ``devices``, ``num_nodes``, ``strategy`` and ``plugins`` of a Trainer.
+
+    Raises ValueError where the settings ask for something else than was started, or than this
+    machine can do.
+    """
+    launch = current()
+    gpus = cfg.gpus if isinstance(cfg.gpus, int) else list(cfg.gpus)
+    if launch.by:
+        gpus = _of_launch(launch, gpus, cfg.trainer.devices)
+    device = hardware.devices(gpus)
+    accelerator = hardware.accelerator(cfg.trainer.accelerator, device["accelerator"])
+    same = accelerator == device["accelerator"]
+    devices = cfg.trainer.devices or (device["devices"] if same else 1)
+    if launch.by and accelerator == "cpu":
+        devices = launch.processes
+    machines = _machines(launch, cfg.trainer.num_nodes)
+    count = (devices if isinstance(devices, int) else len(devices)) * machines
+    return {
+        "accelerator": accelerator,
+        "devices": devices,
+        "num_nodes": machines,
+        "strategy": _strategy(cfg, accelerator, count),
+        "plugins": [AtomicIO(), *([SLURMEnvironment(False)] if launch.by == SRUN else [])],
+    }
+
+
+def _of_launch(launch: Launch, gpus: Any, devices: Any) -> Any:
+    """The GPUs of a machine: as many as processes were started there."""
+    asked = {"trainer.devices": devices} if devices else {"gpus": gpus}
+    for key, value in asked.items():
+        count = value if isinstance(value, int) else len(value)
+        if count not in (0, 1, launch.processes):
+            raise ValueError(
+                f"{key}={value}, but {launch.by} has started {launch.processes} "
+                f"{'process' if launch.processes == 1 else 'processes'} on each machine: one for "
+                f"each GPU, so leave {key} out or start as many."
+            )
+    single = gpus == 1 or (isinstance(gpus, list) and len(gpus) < launch.processes)
+    return launch.processes if single else gpus
+
+
+def _machines(launch: Launch, asked: int) -> int:
+    if launch.by and asked not in (1, launch.machines):
+        raise ValueError(
+            f"trainer.num_nodes={asked}, but {launch.by} runs on {launch.machines}: leave it out."
+        )
+    if not launch.by and asked != 1:
+        raise ValueError(
+            f"trainer.num_nodes={asked}: start the run on every machine, with torchrun or srun, as "
+            "docs/launch.md says."
+        )
+    return launch.machines
+
+
+def _strategy(cfg: DictConfig, accelerator: str, count: int) -> Any:
+    name, timeout = cfg.trainer.strategy, timedelta(minutes=cfg.distributed.timeout)
+    if name not in STRATEGIES:
+        raise ValueError(
+            f"trainer.strategy is {name!r}: it must be one of {', '.join(STRATEGIES)}."
+        )
+    if name == "auto" and count == 1:
+        return "auto"
+    if accelerator == "mps":
+        raise ValueError(
+            f"trainer.strategy is {name}: MPS has one device, leave it out or set gpus=0."
+        )
+    if name == "fsdp":
+        _check_fsdp(cfg, accelerator, count)
+        return Sharded(timeout=timeout)
+    return Replicated(timeout=timeout, **DDP.get(name, {}))
+
+
+def _check_fsdp(cfg: DictConfig, accelerator: str, count: int) -> None:
+    precision = hardware.precision(cfg.trainer.precision, accelerator)
+    for wrong, sentence in (
+        (count == 1, "it divides a model among processes, and there is one: set gpus=2 or more"),
+        (precision in ("16-mixed", "64-true"), "it computes in 32 or bf16: set trainer.precision"),
+        (cfg.svd.penalty > 0, "svd.penalty needs whole weights: set it to 0"),
+        (
+            cfg.optim.state != "fp32",
+            "it divides the optimizer's state itself: set optim.state=fp32",
+        ),
+        (cfg.compile, "it does not go with compile=true: set compile=false"),
+    ):
+        if wrong:
+            raise ValueError(f"trainer.strategy is fsdp: {sentence}, or leave fsdp out.")
+
+
+def out_of_memory(cfg: DictConfig) -> str:
+    """What takes less memory than these settings, the cheapest first."""
+    here = f"batch_size={cfg.batch_size}, segment={cfg.segment}"
+    precision, memory = str(cfg.trainer.precision), cfg.get("memory")
+    here += f", trainer.precision={precision}" + (f", memory={memory}" if memory else "")
+    ways = []
+    if precision in ("32", "64", "32-true", "64-true"):
+        ways.append("trainer.precision=bf16")
+    ways += [f"memory={step}" for step in _leaner(memory)]
+    if cfg.batch_size > 1:
+        ways.append(_halved(cfg))
+    if cfg.segment > 6:
+        ways.append(f"segment={_shorter(cfg)}")
+    if cfg.batch_size > 1 or cfg.segment > 6:
+        ways.append("experiment=low_memory")
+    if torch.cuda.device_count() > 1 and cfg.trainer.strategy != "fsdp":
+        ways.append("trainer.strategy=fsdp on several GPUs")
+    advice = f"try {', '.join(ways)}" if ways else "a smaller model or a larger device is needed"
+    return f"The device ran out of memory with {here}: {advice}."
+
+
+def _leaner(memory: str | None) -> list[str]:
+    steps = ["fast", "balanced", "low"]
+    return steps[steps.index(memory) + 1 :] if memory in steps else []
+
+
+def _halved(cfg: DictConfig) -> str:
+    half, group = cfg.batch_size // 2, cfg.augment.remix.group_size
+    fits = not cfg.data_augmentation or not group or half % group == 0
+    return f"batch_size={half}" + ("" if fits else f" augment.remix.group_size={half}")
+
+
+def _shorter(cfg: DictConfig) -> str:
+    shift = cfg.augment.shift if cfg.data_augmentation else 0
+    left = f" (augmentation leaves {6 - shift:g} s)" if shift else ""
+    return f"6{left}"

@@ -1,0 +1,133 @@
+"""What torchrun and srun say in the environment, and what the settings make of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demucs_lightning.commands import processes, settings
+from demucs_lightning.scale import launch, meeting
+from demucs_lightning.scale.strategies import Replicated, Sharded
+
+TORCHRUN = {
+    **{"TORCHELASTIC_RUN_ID": "none", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"},
+    **{"LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1", "GROUP_WORLD_SIZE": "2"},
+}
+SLURM = {
+    **{"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "2", "SLURM_PROCID": "5"},
+    **{"SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0"},
+}
+
+
+@pytest.mark.parametrize(("by", "env"), [("torchrun", TORCHRUN), ("srun", SLURM)])
+def test_both_say_which_process_this_is(by: str, env: dict[str, str]) -> None:
+    found = launch.current(env)
+    assert (found.by, found.rank, found.world, found.local) == (by, 5, 8, 1)
+    assert (found.processes, found.machine, found.machines) == (4, 1, 2)
+    assert not found.speaks
+
+
+def test_a_process_that_nobody_started_is_alone() -> None:
+    assert launch.current({}) == launch.Launch()
+    assert launch.current({**SLURM, "SLURM_JOB_NAME": "interactive"}) == launch.Launch()
+    assert launch.current({}).speaks
+
+
+def test_restarts_add_up_and_jobs_keep_their_names() -> None:
+    assert launch.current({**SLURM, "SLURM_RESTART_COUNT": "2"}).restarts == 2
+    both = {**TORCHRUN, "SLURM_RESTART_COUNT": "2", "TORCHELASTIC_RESTART_COUNT": "1"}
+    assert launch.current(both).restarts == 3
+    assert launch.current(SLURM).job == "4711"
+    assert launch.current({**SLURM, "SLURM_STEP_ID": "1"}).job == "4711.1"
+    array = {"SLURM_ARRAY_JOB_ID": "47", "SLURM_ARRAY_TASK_ID": "3"}
+    assert launch.current({**SLURM, **array}).job == "47_3"
+    assert launch.current({**TORCHRUN, "SLURM_JOB_ID": "4711"}).job == "4711"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"SLURM_STEP_ID": None}, "write srun before"), ({"SLURM_NNODES": "3"}, "--ntasks-per-node")],
+)
+def test_slurm_mistakes_are_said(changed: dict[str, str | None], said: str) -> None:
+    env = {key: value for key, value in {**SLURM, **changed}.items() if value is not None}
+    with pytest.raises(ValueError, match=said):
+        launch.current(env)
+
+
+def test_the_folder_is_named_after_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in SLURM.items():
+        monkeypatch.setenv(key, value)
+    assert meeting.started() == "slurm/4711"
+
+
+def arguments(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], *line: str) -> Any:
+    with monkeypatch.context() as patch:
+        for key, value in env.items():
+            patch.setenv(key, value)
+        cfg = settings.compose(["trainer.precision=32", *line])
+        return processes.arguments(cfg)
+
+
+def test_the_launcher_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found = arguments(monkeypatch, TORCHRUN)
+    assert (found["accelerator"], found["devices"], found["num_nodes"]) == ("cpu", 4, 2)
+    assert isinstance(found["strategy"], Replicated)
+    assert found["strategy"]._timeout.total_seconds() == 1800
+    found = arguments(monkeypatch, SLURM, "gpus=4", "trainer.num_nodes=2", "trainer.strategy=fsdp")
+    assert isinstance(found["strategy"], Sharded)
+    assert not found["plugins"][1].auto_requeue
+    found = arguments(monkeypatch, {})
+    assert (found["devices"], found["num_nodes"], found["strategy"]) == (1, 1, "auto")
+
+
+@pytest.mark.parametrize(
+    ("env", "line", "said"),
+    [
+        (TORCHRUN, "gpus=2", "gpus=2, but torchrun has started 4 processes on each machine"),
+        (TORCHRUN, "trainer.num_nodes=3", "trainer.num_nodes=3, but torchrun runs on 2"),
+        ({}, "trainer.num_nodes=2", "with torchrun or srun, as docs/launch.md says"),
+        ({}, "trainer.strategy=dpp", "must be one of auto, ddp"),
+        ({}, "trainer.strategy=fsdp", "there is one: set gpus=2 or more"),
+        (TORCHRUN, "trainer.strategy=fsdp svd.penalty=1e-5", "svd.penalty needs whole weights"),
+        (TORCHRUN, "trainer.strategy=fsdp trainer.precision=64", "computes in 32 or bf16"),
+    ],
+)
+def test_what_can_not_be_is_said(
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], line: str, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        arguments(monkeypatch, env, *line.split())
+
+
+def test_out_of_memory_names_what_this_run_can_change() -> None:
+    cfg = settings.compose(["trainer.precision=32", "batch_size=4"])
+    said = processes.out_of_memory(cfg)
+    assert said.startswith("The device ran out of memory with batch_size=4, segment=11, ")
+    for way in ("trainer.precision=bf16", "batch_size=2 augment.remix.group_size=2", "segment=6"):
+        assert way in said
+    assert "(augmentation leaves 5 s)" in said
+    least = ["batch_size=1", "augment.remix.group_size=1", "segment=6", "trainer.precision=bf16"]
+    said = processes.out_of_memory(settings.compose([*least]))
+    for way in ("precision=bf16,", "batch_size=0", "segment=6 ("):
+        assert way not in said.partition(": ")[2]
+
+
+def test_a_store_brings_processes_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.test_scale import torchruns
+
+    first, second = torchruns(2)
+    for key, value in first.items():
+        monkeypatch.setenv(key, value)
+    stamp = meeting.started()
+    with meeting.first_of_machine("fetched it"):
+        pass
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    entered = False
+    with meeting.first_of_machine("fetched it"):
+        entered = True
+    assert entered
+    assert meeting.started() == stamp
+    assert Path(stamp).name.count("-") == 2
+    meeting._opened.cache_clear()

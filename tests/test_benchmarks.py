@@ -1,0 +1,154 @@
+"""The benchmarks of training, at sizes that say nothing about speed."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+TINY: dict[str, Any] = {"channels": 4, "depth": 4, "nfft": 256, "dconv_mode": 0}
+
+
+@pytest.fixture(scope="module")
+def modules() -> Iterator[Any]:
+    """The benchmarks import one another by name, as scripts of one folder do."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import quality  # pyright: ignore[reportMissingImports]
+        import recipes  # pyright: ignore[reportMissingImports]
+        import train_step  # pyright: ignore[reportMissingImports]
+
+        yield SimpleNamespace(quality=quality, recipes=recipes, train_step=train_step)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+        for name in set(sys.modules) - before:
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
+                del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def extracts(modules: Any) -> Iterator[Any]:
+    from demucs_lightning.data import MusdbHQ
+
+    with modules.recipes.noise_songs(1, 4.0) as root:
+        yield MusdbHQ(root, segment=1.0, shift=0.5)
+
+
+@pytest.fixture
+def models(modules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, reference, _ = modules.train_step.MODELS["HDemucs"]
+    small = {"HDemucs": (own, reference, TINY)}
+    monkeypatch.setattr(modules.train_step, "MODELS", small)
+
+
+def test_both_recipes_learn_from_the_same_weights_and_extracts(modules: Any, extracts: Any) -> None:
+    recipes, (own, reference, _) = modules.recipes, modules.train_step.MODELS["HDemucs"]
+    recipe = recipes.Recipe(batch_size=2, shift=0.1, workers=0, lr=1e-3, clip_grad=5.0)
+    ours, theirs = (
+        recipes.same_weights(lambda klass=klass: klass(recipes.SOURCES, **TINY))
+        for klass in (own, reference)
+    )
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(value, ours.state_dict()[name])
+    for side in (
+        recipes.Reference(theirs, extracts, recipe),
+        recipes.Ours(ours, extracts, recipe, precision="bf16"),
+    ):
+        before = next(side.model.parameters()).clone()
+        loss = side.step()
+        assert 0.05 < loss.item() < 3
+        assert not torch.equal(next(side.model.parameters()), before)
+    floats = recipes.Floats(extracts)
+    assert len(floats) == len(extracts)
+    from demucs_lightning.data.extracts import normalized
+
+    for index in (0, len(extracts) - 1):
+        torch.testing.assert_close(floats[index], normalized(extracts[index]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_line_for_each_side(modules: Any, models: None, extracts: Any) -> None:
+    line = ["--models", "HDemucs", "--rounds", "1", "--segment", "1", "--batch-size", "1"]
+    args = modules.train_step.arguments([*line, "--memory", "fast", "--clock", "process"])
+    recipe = modules.recipes.Recipe(batch_size=1, shift=0.1, workers=0)
+    lines = modules.train_step.compare("HDemucs", extracts, recipe, args)
+    assert len(lines) == 3
+    for text, side in zip(lines, ("reference fp32", "fast fp32", "fast bf16"), strict=True):
+        assert text.startswith("HDemucs")
+        assert side in text
+        for unit in ("steps/s", "x  ", "MB", "%", "days"):
+            assert unit in text
+    assert "1.00x" in lines[0]
+
+
+def test_operations_are_counted_for_forward_and_backward(modules: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv1d(2, 8, 1)
+
+        def forward(self, x: Any) -> Any:
+            return self.inner(x).unflatten(1, (4, 2))
+
+    recipe = modules.recipes.Recipe(shift=0.0)
+    # Forward and the gradient of the weights; the input has none.
+    assert modules.train_step.operations(Net(), recipe, 0.1) == 2 * (2 * 2 * 8 * 4410)
+    assert modules.train_step.matmul_rate("fp32", "cpu") > 1e8
+
+
+def test_peak_memory_is_what_came_on_top(modules: Any) -> None:
+    peak = modules.train_step.Peak("cpu")
+    content = torch.ones(20 * 2**18)
+    size = content.nbytes
+    del content
+    assert 0.8 * size < peak.read() < 3 * size
+
+
+def test_turns_and_their_medians(modules: Any) -> None:
+    seen: list[str] = []
+    ticks = iter(range(100))
+    steps = {"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}
+    found = modules.train_step.in_turns(steps, 2, clock=lambda: float(next(ticks)))
+    assert seen == ["b", "a", "a", "b"]
+    assert found == {"a": 1.0, "b": 1.0}
+
+
+def test_the_race_gives_all_the_same_time(
+    modules: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    quality = modules.quality
+    now = [0.0]
+
+    def runner(name: str, seconds: float) -> Any:
+        def step() -> None:
+            now[0] += seconds
+
+        return quality.Runner(name, nn.Linear(1, 1), step, "cpu", lambda: now[0])
+
+    runners = [
+        runner(name, took) for name, took in zip(quality.COLOURS, (2.0, 1.0, 0.5), strict=True)
+    ]
+    scored: list[str] = []
+    monkeypatch.setattr(
+        quality.Runner,
+        "score",
+        lambda self, songs: (
+            self.curve.append((self.seconds, self.steps, 1.0 * self.steps)),
+            scored.append(self.name),
+            float(self.steps),
+        )[-1],
+    )
+    args = SimpleNamespace(minutes=2.0, points=2, turn=8.0)
+    quality.race(runners, None, args)
+    assert [each.seconds for each in runners] == [120.0] * 3
+    assert [each.steps for each in runners] == [60, 120, 240]
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    quality.picture(runners, tmp_path / "quality.png")
+    assert (tmp_path / "quality.png").stat().st_size > 5000
+    assert quality.level(runners[1:], None) == 0.0
+    assert [each.steps for each in runners] == [60, 240, 240]

@@ -1,0 +1,120 @@
+"""The compiled call of a model: the same numbers, and a way back where compiling fails."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from demucs_lightning import compiled
+from demucs_lightning.compiled import Compiled, reason
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv1d(2, 2, 3, padding=1)
+
+    def forward(self, mixture: Tensor) -> Tensor:
+        return self.inner(mixture).tanh()[:, None]
+
+
+def gradients(call: Any, model: nn.Module, mixture: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(call(mixture).square().sum(), list(model.parameters())))
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Without what torch says to itself."""
+    return [each.getMessage() for each in caplog.records if each.name == compiled.log.name]
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Any:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_the_same_output_and_gradients(backend: str, caplog: pytest.LogCaptureFixture) -> None:
+    model, mixture = Net(), torch.randn(1, 2, 50)
+    call = Compiled(model, backend=backend)
+    torch.testing.assert_close(call(mixture), model(mixture))
+    torch.testing.assert_close(gradients(call, model, mixture), gradients(model, model, mixture))
+    assert call.call is not model
+    assert said(caplog) == ["compile=true: on a CPU the first step takes minutes."]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_each_input_is_compiled_once() -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    call = Compiled(Net(), backend=backend)
+    for _ in range(3):
+        call(torch.randn(1, 2, 50))
+    assert len(graphs) == 1
+
+
+def fails_at_once(graph: Any, inputs: Any) -> Any:
+    raise RuntimeError("no compiler was found\nand much more")
+
+
+def fails_in_backward(graph: Any, inputs: Any) -> Any:
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            raise RuntimeError("no kernel for the gradient")
+
+    return lambda *arguments: [Broken.apply(each) for each in graph.forward(*arguments)]
+
+
+@pytest.mark.parametrize(
+    ("backend", "why"),
+    [(fails_at_once, "no compiler was found"), (fails_in_backward, "no kernel for the gradient")],
+)
+def test_what_fails_is_said_and_the_model_goes_on(
+    backend: Any, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    model, mixture = Net(), torch.randn(1, 2, 50)
+    call = Compiled(model, backend=backend)
+    for _ in range(2):
+        assert torch.equal(call(mixture), model(mixture))
+        torch.testing.assert_close(
+            gradients(call, model, mixture), gradients(model, model, mixture)
+        )
+    assert said(caplog)[1:] == [f"compile=true has no effect: {why}"]
+
+
+def test_memory_that_ends_is_no_failure_of_compiling() -> None:
+    def backend(graph: Any, inputs: Any) -> Any:
+        def call(*_: Any) -> Any:
+            raise torch.OutOfMemoryError("out of memory")
+
+        return call
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Compiled(Net(), backend=backend)(torch.randn(1, 2, 50))
+
+
+def test_validation_does_not_try() -> None:
+    call = Compiled(Net(), backend="eager")
+    with torch.no_grad():
+        call(torch.randn(1, 2, 50))
+    assert not call.tried
+
+
+def test_the_reason_is_the_first_line_of_the_first_error() -> None:
+    error = RuntimeError("backend failed")
+    error.__cause__ = ValueError("\n  g++ is missing\nsee ...")
+    assert reason(error) == "g++ is missing"
+    assert reason(RuntimeError()) == "RuntimeError"
