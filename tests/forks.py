@@ -43,6 +43,27 @@ def kill_at_step(step: int) -> None:
     LitSeparator.on_before_optimizer_step = kill
 
 
+def kill_before_step(step: int) -> None:
+    """SIGKILL before the training step of this number (from 0)."""
+    from demucs_lightning.training import LitSeparator
+
+    plain = LitSeparator.training_step
+
+    def kill(self: Any, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(self, batch, batch_idx)
+
+    LitSeparator.training_step = kill
+
+
+def impatient(seconds: float) -> None:
+    """Wait so long for torch to notice that a process is gone."""
+    from demucs_lightning.callbacks import watch
+
+    watch.GRACE = seconds
+
+
 def kill_in_write(number: int) -> None:
     """SIGKILL in the middle of writing the checkpoint of this number (from 0)."""
     import torch
@@ -138,6 +159,8 @@ FAULTS: dict[str, Callable[..., None]] = {
     function.__name__: function
     for function in (
         kill_at_step,
+        kill_before_step,
+        impatient,
         kill_in_write,
         kill_in_link,
         kill_in_validation,

@@ -182,6 +182,18 @@ def test_of_four_the_first_survivor_speaks(forked: Forks, overrides: list[str], 
     assert load(home / "quartet")["global_step"] in (2, 3)  # written when it was noticed
 
 
+def test_a_survivor_that_waits_in_vain_is_ended(
+    forked: Forks, overrides: list[str], home: Path
+) -> None:
+    line = [*overrides, *in_folder(home / "vain")]
+    faults = {0: {"slow": 600, "impatient": 1}, 1: {"kill_before_step": 0}}
+    run = Run(forked, line, home / "logs-vain", torchruns(2), faults)
+    assert forked.wait(run.children[1]) == -signal.SIGKILL, run.everything()
+    assert forked.wait(run.children[0], seconds=MINUTE) == 1
+    (said,) = run.errors()
+    assert said.startswith("error: Process 1 of 2 has died. To continue: ")
+
+
 def test_a_process_that_fails_says_why_and_the_first_saves(
     forked: Forks, overrides: list[str], home: Path, two: Path
 ) -> None:

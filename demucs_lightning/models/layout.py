@@ -86,9 +86,9 @@ def by_phases(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
     channels, one group of them for each of the steps that lie between two of the input; channels
     last, these follow one another in memory.
 
-    Measured on a CPU: three times as fast for the last layer of a network, slower where channels are
-    many; and oneDNN takes up to 9 s to prepare a transposed convolution of few channels for some
-    lengths.
+    Measured on a CPU: three times as fast for the last layer of a network, slower where channels
+    are many; and oneDNN takes up to 9 s to prepare a transposed convolution of few channels for
+    some lengths.
     """
     weight = weight.unflatten(2, (-1, stride)).flip(2).permute(3, 1, 0, 2).flatten(0, 1)[:, :, None]
     padding = (0, weight.shape[3] - 1)
