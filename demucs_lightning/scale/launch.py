@@ -39,7 +39,7 @@ class Launch:
 def current(environment: Mapping[str, str] | None = None) -> Launch:
     """What the environment says. Raises ValueError where Slurm expects more processes than run."""
     env = os.environ if environment is None else environment
-    if "TORCHELASTIC_RUN_ID" in env:
+    if "TORCHELASTIC_RUN_ID" in env and "RANK" in env:
         return _torchrun(env)
     if "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in INTERACTIVE:
         return _slurm(env)

@@ -22,12 +22,12 @@ from demucs_lightning.scale import sharding
 log = logging.getLogger(__name__)
 
 PERIOD = 0.5  # seconds between two looks at the processes
-PATIENCE = 60.0  # seconds that this process may go on after another one has ended
+PATIENCE = 1800.0  # seconds for a last checkpoint after another process has ended
 
 
 class Launcher(_SubprocessScriptLauncher):
-    """Starts the other processes of this machine. Where one ends before its time, this one has a
-    minute to find out (see ``callbacks.Watch``).
+    """Starts the other processes of this machine. Where one ends before they are connected, ends
+    the others; after that ``callbacks.Watch`` does.
     """
 
     def _call_children_scripts(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from demucs_lightning.pretrained.package import CLASSES, Package, build, is_sound
-from demucs_lightning.pretrained.reference import NAMES, PATHS
+from demucs_lightning.pretrained.reference import NAMES, OWN, PATHS
 from tests.pretrained.conftest import SMALL, reference_model
 
 
@@ -24,7 +24,7 @@ def test_the_classes_take_what_those_of_the_reference_take(kind: str) -> None:
     # Arguments by place, and those that a file leaves out, mean the same.
     ours = inspect.signature(CLASSES[kind]).parameters
     theirs = inspect.signature(SMALL[kind][0]).parameters
-    assert list(ours) == list(theirs)
+    assert list(ours) == [*theirs, *OWN]
     for name, parameter in theirs.items():
         default = ours[name].default
         default = list(default) if isinstance(default, tuple) else default
@@ -90,3 +90,12 @@ def test_other_models_have_all_the_room_there_is() -> None:
     with ThreadPoolExecutor(4) as pool:
         packages = [package_of("HTDemucs") for _ in range(8)]
         assert [type(model).__name__ for model in pool.map(build, packages)] == ["HTDemucs"] * 8
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_model_is_built_without_drawing_weights_that_are_overwritten(kind: str) -> None:
+    package = package_of(kind)
+    before = torch.get_rng_state()
+    state = build(package).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(state[name], value) for name, value in package.state.items())

@@ -1,4 +1,5 @@
 from collections import deque
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ def test_the_next_block_is_asked_for_before_the_last_is_waited_for(monkeypatch):
         def __init__(self, number):
             self.number = number
 
-    def computed():
+    def computed() -> Any:
         for number in range(3):
             done.append(f"computes {number}")
             yield Far(number)

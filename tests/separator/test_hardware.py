@@ -1,4 +1,5 @@
 from contextlib import nullcontext
+from typing import Any, cast
 
 import pytest
 import torch
@@ -73,17 +74,18 @@ def test_networks_of_this_package_are_recorded_on_a_gpu(monkeypatch):
         def __eq__(self, other):
             return True
 
-        __hash__ = None
+        def __hash__(self):
+            return 0
 
-    model = small()
+    model, everywhere = small(), cast(Any, [Far()])
     for given in (model, BagOfModels([model, small()]).eval()):
-        there = placed(given, [Far()], precision="fp32", keep=True)
+        there = placed(given, everywhere, precision="fp32", keep=True)
         (first, *_) = there.models if isinstance(there, BagOfModels) else [there]
         assert isinstance(first, Recorded)
         assert first.network is model
         assert first.valid_length(1234) == model.valid_length(1234)
     other = Shares()
-    assert placed(other.eval(), [Far()], precision="fp32", keep=True) is other
+    assert placed(other.eval(), everywhere, precision="fp32", keep=True) is other
 
 
 @pytest.mark.parametrize("kind", [Demucs, HDemucs, HTDemucs])
