@@ -57,17 +57,18 @@ def test_of_many_that_ask_at_once_one_gets_it(folder):
 
 
 @pytest.mark.parametrize(
-    ("pid", "machine", "age", "free"),
+    ("owner", "age", "free"),
     [
-        (None, host(), 0, True),  # died here
-        (os.getpid(), host(), 30, False),
-        (os.getpid(), host(), 90, True),  # hangs, or is another process of that id
-        (1, "elsewhere", 30, False),
-        (1, "elsewhere", 90, True),
+        ("died here", 0, True),
+        ("lives here", 30, False),
+        ("lives here", 90, True),  # hangs, or is another process of that id
+        ("elsewhere", 30, False),
+        ("elsewhere", 90, True),
     ],
 )
-def test_claims_of_the_dead_are_taken_over(folder, pid, machine, age, free):
-    left_by(folder, pid=pid or ended(), machine=machine, age=age)
+def test_claims_of_the_dead_are_taken_over(folder, owner, age, free):
+    pid = {"died here": ended, "lives here": os.getpid, "elsewhere": lambda: 1}[owner]()
+    left_by(folder, pid=pid, machine="elsewhere" if owner == "elsewhere" else host(), age=age)
     with Claims(folder) as claims:
         assert claims.is_taken("a") is not free
         assert claims.take("a") is free
