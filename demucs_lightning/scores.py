@@ -1,9 +1,9 @@
 """Scores of separated tracks: gathered from all processes, averaged, and as a table to read."""
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from torch import Tensor, distributed
@@ -46,9 +46,9 @@ def gathered(scores: list[Score]) -> list[Score]:
 
 def averages(scores: Sequence[Score]) -> dict[str, float]:
     """``loss``, ``nsdr_<source>`` over the tracks, and ``nsdr``, their mean over the sources."""
-    means = {"loss": _mean(score.loss for score in scores)}
-    by_source = {f"nsdr_{name}": _mean(row.nsdr[name] for row in scores) for name in scores[0].nsdr}
-    return {**means, **by_source, "nsdr": _mean(by_source.values())}
+    means = {"loss": mean(score.loss for score in scores)}
+    by_source = {f"nsdr_{name}": mean(row.nsdr[name] for row in scores) for name in scores[0].nsdr}
+    return {**means, **by_source, "nsdr": mean(by_source.values())}
 
 
 def by_candidate(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
@@ -76,13 +76,13 @@ def table(scores: Sequence[Score]) -> str:
     columns = list(zip(*(values for _, values in rows), strict=True))
     rows += [
         (label, [kind(column) for column in columns])
-        for label, kind in (("median", _median), ("mean", _mean))
+        for label, kind in (("median", median), ("mean", mean))
     ]
     width = max(len(label) for label, _ in rows)
     lines = [f"{'nSDR (dB)':<{width}}" + "".join(f"{name:>10}" for name in (*names, "mean"))]
     for label, values in rows:
         lines.append(
-            f"{label:<{width}}" + "".join(f"{value:>10.2f}" for value in (*values, _mean(values)))
+            f"{label:<{width}}" + "".join(f"{value:>10.2f}" for value in (*values, mean(values)))
         )
     return "\n".join(lines)
 
@@ -91,10 +91,12 @@ def _present(values: Iterable[float]) -> list[float]:
     return [value for value in values if not math.isnan(value)]
 
 
-def _mean(values: Iterable[float]) -> float:
+def mean(values: Iterable[float]) -> float:
+    """Without the NaN; NaN where nothing is left."""
     kept = _present(values)
     return sum(kept) / len(kept) if kept else math.nan
 
 
-def _median(values: Iterable[float]) -> float:
-    return median(_present(values) or [math.nan])
+def median(values: Iterable[float]) -> float:
+    """Without the NaN; NaN where nothing is left."""
+    return statistics.median(_present(values) or [math.nan])

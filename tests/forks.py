@@ -8,6 +8,7 @@ run continues from the last checkpoint there, if there is one. The answer is the
 moment in which it has not ended.
 """
 
+import errno
 import functools
 import json
 import os
@@ -66,6 +67,19 @@ def impatient(seconds: float) -> None:
 
 def kill_in_write(number: int) -> None:
     """SIGKILL in the middle of writing the checkpoint of this number (from 0)."""
+    end_in_write(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def fill_disk(number: int) -> None:
+    """The disk is full from the checkpoint of this number (from 0) on."""
+
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    end_in_write(number, fail)
+
+
+def end_in_write(number: int, end: Callable[[], None]) -> None:
     import torch
 
     plain, count = torch.save, iter(range(10**6))
@@ -76,7 +90,7 @@ def kill_in_write(number: int) -> None:
             return
         file.write(b"half of it")
         file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
+        end()
 
     torch.save = save
 
@@ -121,24 +135,6 @@ def fail_at_step(step: int) -> None:
         return plain(self, batch, batch_idx)
 
     LitSeparator.training_step = broken
-
-
-def fill_disk(number: int) -> None:
-    """The disk is full from the checkpoint of this number (from 0) on."""
-    import errno
-
-    import torch
-
-    plain, count = torch.save, iter(range(10**6))
-
-    def save(content: Any, file: Any) -> None:
-        if next(count) < number:
-            plain(content, file)
-            return
-        file.write(b"half of it")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    torch.save = save
 
 
 def kill_in_link(number: int) -> None:

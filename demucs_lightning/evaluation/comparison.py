@@ -6,7 +6,7 @@ mean comes with a confidence interval over the tracks (see `bootstrap`).
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from demucs_lightning.evaluation.bootstrap import SEED, interval
 from demucs_lightning.evaluation.results import METRICS, Results, TrackResult
 from demucs_lightning.evaluation.table import KINDS, OVERALL
+from demucs_lightning.scores import mean
 
 MEASURED = ("nsdr", "sdr")
 SAME_LENGTH = 0.1  # seconds, up to which two tracks of one name are the same recording
@@ -61,7 +62,7 @@ class Comparison:
         them; ``overall`` is the mean of these over the sources."""
         if source == OVERALL:
             rows = [self.level(metric, name, kind) for name in self.sources]
-            return [_mean(values) for values in zip(*rows, strict=True)]
+            return [mean(values) for values in zip(*rows, strict=True)]
         tracks = zip(*self.values[metric][source], strict=True)
         kept = [scores for scores in tracks if not any(map(math.isnan, scores))]
         models = zip(*kept, strict=True) if kept else [[]] * len(self.results)
@@ -79,7 +80,7 @@ class Comparison:
         kept = [value for value in found if not math.isnan(value)]
         low, high = interval(torch.tensor(kept, dtype=torch.float64), seed=self.seed)
         return Difference(
-            mean=_mean(kept),
+            mean=mean(kept),
             low=low,
             high=high,
             tracks=len(kept),
@@ -222,15 +223,12 @@ def _values(
         columns = [[row[index] for row in found[source]] for source in sources]
         kept = [column for column in columns if not any(map(math.isnan, column))]
         for model, row in enumerate(overall):
-            row.append(_mean(column[model] for column in kept))
+            row.append(mean(column[model] for column in kept))
     return {**found, OVERALL: overall}
 
 
 def _count(number: int, name: str) -> str:
     return f"{number} {name}{'s' * (number != 1)}"
-
-
-_mean: Callable[[Iterable[float]], float] = KINDS["mean"]
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

@@ -17,8 +17,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
+
+from demucs_lightning.scores import median
 
 FORMAT = 1
 SETTINGS, TRACKS, EXCERPTS = "settings.json", "tracks", "excerpts"
@@ -49,7 +50,7 @@ class SourceScores:
         if metric not in METRICS:
             raise ValueError(f"metric is {metric!r}: it must be one of {', '.join(METRICS)}.")
         value = getattr(self, metric)
-        return value if metric in WHOLE else _median(value)
+        return value if metric in WHOLE else median(value)
 
 
 @dataclass(frozen=True)
@@ -236,8 +237,3 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or (isinstance(value, str) and value not in ("inf", "-inf")):
         raise ValueError(f"{value!r}: no number")
     return float(value)
-
-
-def _median(values: Sequence[float]) -> float:
-    kept = [value for value in values if not math.isnan(value)]
-    return median(kept) if kept else math.nan

@@ -3,32 +3,16 @@
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from statistics import median
 from typing import Any
 
 from demucs_lightning.evaluation.results import METRICS, Results
 from demucs_lightning.evaluation.scoring import DEFINITIONS
+from demucs_lightning.scores import mean, median
 
 SHOWN = {"nsdr": "nSDR", "sdr": "SDR"}
 OVERALL = "overall"
 WIDTH = 100  # of lines
-
-
-def _present(values: Iterable[float]) -> list[float]:
-    return [value for value in values if not math.isnan(value)]
-
-
-def _mean(values: Iterable[float]) -> float:
-    kept = _present(values)
-    return sum(kept) / len(kept) if kept else math.nan
-
-
-def _median(values: Iterable[float]) -> float:
-    kept = _present(values)
-    return median(kept) if kept else math.nan
-
-
-KINDS: dict[str, Callable[[Iterable[float]], float]] = {"median": _median, "mean": _mean}
+KINDS: dict[str, Callable[[Iterable[float]], float]] = {"median": median, "mean": mean}
 
 
 def aggregate(results: Results, metric: str, kind: str) -> dict[str, float]:
@@ -36,7 +20,7 @@ def aggregate(results: Results, metric: str, kind: str) -> dict[str, float]:
     no score; and ``overall``, the mean of these over the sources."""
     sources = results.sources
     values = {name: KINDS[kind](results.column(name, metric).values()) for name in sources}
-    return {**values, OVERALL: _mean(values.values())}
+    return {**values, OVERALL: mean(values.values())}
 
 
 def silent(results: Results) -> dict[str, int]:
@@ -103,7 +87,7 @@ def line(result: Any, sources: Sequence[str]) -> str:
     shown = []
     for metric, name in SHOWN.items():
         values = [result.score(source, metric) for source in sources]
-        shown.append(f"{name} {_mean(values):.2f} dB")
+        shown.append(f"{name} {mean(values):.2f} dB")
     speed = result.seconds / max(result.elapsed, 1e-9)
     return f"{result.track}: {', '.join(shown)}; {speed:.1f} x real time"
 
