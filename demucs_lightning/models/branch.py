@@ -28,6 +28,7 @@ from demucs_lightning.models.layout import (
     GroupNorm,
     HalvesConv1d,
     HalvesConv2d,
+    cut,
     glu,
 )
 from demucs_lightning.models.precision import cast
@@ -153,9 +154,9 @@ class DecoderLayer(nn.Module):
         z = self.norm2(self.conv_tr(y))
         pad = self.plan.padding
         if not self.plan.freq:
-            z = z[..., pad : pad + length]
+            z = cut(z, 3, pad, min(pad + length, z.shape[3]))
         elif pad:
-            z = z[..., pad:-pad, :]
+            z = cut(z, 2, pad, z.shape[2] - pad)
         return (z if self.last else F.gelu(z)), y
 
     def _refine(self, x: Tensor) -> Tensor:

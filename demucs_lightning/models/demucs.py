@@ -26,6 +26,7 @@ from demucs_lightning.models.layout import (
     GroupNorm,
     HalvesConv1d,
     channels_last,
+    cut,
     rows,
     unrows,
 )
@@ -101,7 +102,8 @@ class DecoderLayer(nn.Sequential):
         super().__init__(*refine, up, *finish)
 
     def forward(self, input: Tensor, skip: Tensor) -> Tensor:
-        return super().forward(input + center_trim(skip, input.shape[-1]))
+        before = (skip.shape[3] - input.shape[3]) // 2
+        return super().forward(input + cut(skip, 3, before, before + input.shape[3]))
 
 
 class Demucs(Recomputing):

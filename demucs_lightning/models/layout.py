@@ -23,6 +23,12 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def cut(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
+    """Steps ``start`` to ``stop`` of ``axis``, 2 or 3. The gradient of a slice lies as the sliced
+    tensor's axes are numbered, so that it is taken where the channels are last."""
+    return x.permute(0, 2, 3, 1).narrow(axis - 1, start, stop - start).permute(0, 3, 1, 2)
+
+
 def rows(x: Tensor) -> Tensor:
     """``(B, H, F, N)`` as sequences over time ``(B · F, N, H)``, a view."""
     return x.permute(0, 2, 3, 1).flatten(0, 1)
@@ -41,6 +47,8 @@ class Conv1d(nn.Conv1d):
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         stride, pad, dilation = self.stride[0], int(self.padding[0]), self.dilation[0]
+        if weight.shape[2] == stride == 1 and _is_plain(x):
+            return linear(x.permute(0, 2, 3, 1), weight[:, :, 0], bias).permute(0, 3, 1, 2)
         if x.shape[3] > len(weight):
             return convolution(x, weight[:, :, None], bias, ((1, stride), (0, pad), (1, dilation)))
         # Of few steps with many channels, it takes less to copy the steps that each kernel sees
@@ -52,12 +60,29 @@ class Conv1d(nn.Conv1d):
         return linear(seen.flatten(3), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
+def _is_plain(x: Tensor) -> bool:
+    """In fp32 or better and on a CPU, where a product in training is faster than a convolution."""
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    return x.device.type == "cpu" and not half and torch.is_grad_enabled()
+
+
 class Conv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         return self.run(input, self.weight, self.bias)
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = int(self.padding[0]), int(self.padding[1])
+        over, pad = weight.shape[2], int(self.padding[0])
+        if x.shape[2] == self.stride[0] == 1 and over == 2 * pad + 1:
+            # The only bin meets the middle of each kernel, and what is around it is padding.
+            weight = weight[:, :, pad : pad + 1]
+            return self._run(x, weight, bias, (0, int(self.padding[1])))
+        return self._run(x, weight, bias, (pad, int(self.padding[1])))
+
+    def _run(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]
+    ) -> Tensor:
+        if weight.shape[2:] == (1, 1) and _is_plain(x):  # oneDNN has no 1x1 convolution in fp32
+            return linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
         return convolution(x, weight, bias, (self.stride, padding, self.dilation))
 
 
@@ -93,13 +118,32 @@ def by_phases(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
     weight = weight.unflatten(2, (-1, stride)).flip(2).permute(3, 1, 0, 2).flatten(0, 1)[:, :, None]
     padding = (0, weight.shape[3] - 1)
     y = convolution(x, weight, bias.repeat(stride), ((1, 1), padding, (1, 1)))
-    return y.permute(0, 2, 3, 1).unflatten(3, (stride, -1)).flatten(2, 3).permute(0, 3, 1, 2)
+    y = y.permute(0, 2, 3, 1).reshape(y.shape[0], y.shape[2], -1, len(bias))
+    return y.permute(0, 3, 1, 2)
+
+
+def by_phases_of_bins(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+    """``by_phases`` over the bins of ``x``, of ``weight (H, H', K, 1)``: the groups have to be
+    brought in order here, one copy.
+
+    Measured on a CPU, forward and backward: in bf16 two to three times as fast, in fp32 slower.
+    """
+    weight = weight.unflatten(2, (-1, stride)).flip(2).permute(3, 1, 0, 2, 4).flatten(0, 1)
+    padding = (weight.shape[2] - 1, 0)
+    y = convolution(x, weight, bias.repeat(stride), ((1, 1), padding, (1, 1)))
+    y = y.permute(0, 2, 3, 1).unflatten(3, (stride, -1)).transpose(2, 3)
+    return y.flatten(1, 2).permute(0, 3, 1, 2)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        (taps, width), (stride, _), bias = self.kernel_size, self.stride, self.bias
+        many = input.shape[2] * input.shape[3] >= MANY * input.shape[1]
+        lowered = input.dtype == torch.bfloat16 and input.device.type == "cpu"
+        if lowered and many and width == 1 and taps % stride == 0 and bias is not None:
+            return by_phases_of_bins(input, cast(self.weight, input), cast(bias, input), stride)
         steps = self.stride, (0, 0), self.dilation
-        return convolution(input, self.weight, self.bias, steps, transposed=True)
+        return convolution(input, self.weight, bias, steps, transposed=True)
 
 
 class HalvesConv1d(Conv1d):

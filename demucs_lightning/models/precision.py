@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+MANY = 2  # times as many steps as channels: then a product for each tap is a large one
 Steps = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
@@ -59,7 +60,7 @@ def convolution(
 ) -> Tensor:
     """``F.conv2d``, or ``F.conv_transpose2d``, with the stride, padding and dilation of ``steps``,
     in the precision of ``x``."""
-    if _is_lowered(x):
+    if _is_lowered(x) or (not transposed and _is_slow_to_weigh(x, weight, steps)):
         return _Convolution.apply(x, weight, bias, steps, transposed)
     return _convolved(x, weight, bias, steps, transposed)
 
@@ -67,6 +68,18 @@ def convolution(
 def _is_lowered(x: Tensor) -> bool:
     half = x.dtype in (torch.bfloat16, torch.float16)
     return half and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _is_slow_to_weigh(x: Tensor, weight: Tensor, steps: Steps) -> bool:
+    """Whether torch is slow with the gradient of ``weight``: in fp32 along time alone, on CPUs.
+
+    2.13 takes four to eight times as long as for the gradient of the input.
+    """
+    alone = x.shape[2] == 1 and weight.shape[2] == 1 and x.shape[3] > MANY * x.shape[1]
+    grouped = weight.shape[3] % steps[0][1] == 0 and (steps[0][1] == 1 or steps[2][1] == 1)
+    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return alone and grouped and plain and recorded
 
 
 def _is_wrong(x: Tensor, channels: int, steps: Steps) -> bool:
@@ -105,7 +118,6 @@ class _Convolution(torch.autograd.Function):
         ctx.sizes = None if bias is None else list(bias.shape)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
@@ -113,6 +125,13 @@ class _Convolution(torch.autograd.Function):
         if ctx.transposed and wanted[0] and _is_wrong(gradient, gradient.shape[1], ctx.steps):
             of_input = _convolved(gradient, weight, None, ctx.steps, False)
             return of_input, *_gradients(ctx, gradient, x, weight, [False, *wanted[1:]])[1:]
+        if not ctx.transposed and x.dtype not in (torch.bfloat16, torch.float16):
+            of_weight = weighed(x, gradient, weight.shape[3], ctx.steps) if wanted[1] else None
+            of_bias = gradient.sum(dim=(0, 2, 3)) if wanted[2] else None
+            of_input = None
+            if wanted[0]:
+                of_input = _gradients(ctx, gradient, x, weight, [True, False, False])[0]
+            return of_input, of_weight, of_bias, None, None
         return _gradients(ctx, gradient, x, weight, wanted)
 
 
@@ -125,6 +144,28 @@ def _gradients(ctx: Any, gradient: Tensor, x: Tensor, weight: Tensor, wanted: li
     of_input, of_weight, of_bias = found
     weights = (None if each is None else each.to(weight.dtype) for each in (of_weight, of_bias))
     return of_input, *weights, None, None
+
+
+def weighed(x: Tensor, gradient: Tensor, taps: int, steps: Steps) -> Tensor:
+    """The gradient of the weights ``(O, C, 1, taps)`` of a convolution along time: of ``x (B, C, 1,
+    T)``, given the ``gradient (B, O, 1, T')``.
+
+    As many steps as the stride has are one row, so that every row meets one step of the gradient:
+    a matrix product for each row that the kernel sees, of views.
+    """
+    stride, pad, dilation = steps[0][1], steps[1][1], steps[2][1]
+    count, after = gradient.shape[3], gradient[:, :, 0].transpose(1, 2)
+    seen = taps // stride
+    needed = (count + dilation * (seen - 1)) * stride
+    before = x[:, :, 0].transpose(1, 2)
+    before = F.pad(before, (0, 0, pad, max(0, needed - pad - x.shape[3])))
+    before = before[:, :needed].contiguous().unflatten(1, (-1, stride)).flatten(2)
+    parts = [
+        (before[:, at : at + count].transpose(1, 2) @ after).sum(dim=0)
+        for at in range(0, seen * dilation, dilation)
+    ]
+    found = torch.stack(parts).unflatten(1, (stride, -1))  # (seen, stride, C, O)
+    return found.flatten(0, 1).permute(2, 1, 0)[:, :, None]
 
 
 class _Linear(torch.autograd.Function):
@@ -141,9 +182,13 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        flat = gradients[0].flatten(0, -2)
+        flat, seen = gradients[0].flatten(0, -2), x.flatten(0, -2)
+        # A gradient that lies as its parameter does is not copied.
+        swapped, found = not weight.is_contiguous(), None
+        if of_weight:
+            found = ((seen.T @ flat).T if swapped else flat.T @ seen).to(weight.dtype)
         return (
             (flat @ weight.to(x.dtype)).view_as(x) if of_x else None,
-            (flat.T @ x.flatten(0, -2)).to(weight.dtype) if of_weight else None,
+            found,
             flat.sum(dim=0).to(weight.dtype) if of_bias else None,
         )

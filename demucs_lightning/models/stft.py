@@ -60,8 +60,10 @@ def overlap_add(spec: Tensor, hop_length: int) -> Tensor:
     window = window.mul_(n_fft**0.5 / 1.5)  # the squares of four Hann windows add up to 1.5
     pieces = torch.fft.irfft(spec.movedim(-1, 0), n=n_fft).unflatten(-1, (-1, hop_length))
     audio = pieces.new_zeros(frames + 3, *spec.shape[:-2], hop_length)
-    for quarter, part in enumerate(window.view(-1, hop_length)):
-        audio[quarter : quarter + frames].addcmul_(pieces[..., quarter, :], part)
+    # Backward of unbind is one pass, of four slices four passes and their sums.
+    parts = zip(pieces.unbind(-2), window.view(-1, hop_length), strict=True)
+    for quarter, (piece, part) in enumerate(parts):
+        audio[quarter : quarter + frames].addcmul_(piece, part)
     return audio.movedim(0, -2).flatten(-2)
 
 

@@ -69,7 +69,7 @@ def test_maps_hold_no_file_and_never_write_to_it(tmp_path):
     before = path.read_bytes()
     descriptors = len(os.listdir("/dev/fd"))
     maps = [audio.memory_map(path) for _ in range(50)]
-    assert len(os.listdir("/dev/fd")) == descriptors
+    assert len(os.listdir("/dev/fd")) <= descriptors  # fewer, if those of other tests are let go
     for samples in maps:
         assert samples is not None
         samples[:] = 0

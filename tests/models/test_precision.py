@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from demucs_lightning.models import layout
 from demucs_lightning.models.lstm import lstm
-from demucs_lightning.models.precision import linear
+from demucs_lightning.models.precision import convolution, linear
 
 
 def passes(module: Any, x: Tensor, dtype: torch.dtype, *, weights: bool) -> list[Tensor]:
@@ -50,6 +50,48 @@ def test_convolutions_in_bf16_are_those_in_fp32(channels, weights):
         x = layout.channels_last(x.bfloat16().float())
         expected = passes(conv, x, torch.float32, weights=False)
         assert_close(passes(conv, x, torch.bfloat16, weights=weights), expected, 0.015)
+
+
+def doubles(*shapes: tuple[int, ...]) -> list[Tensor]:
+    return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+
+def assert_same_gradients(own: Tensor, theirs: Tensor, inputs: list[Tensor]) -> None:
+    torch.testing.assert_close(own, theirs)
+    direction = torch.randn_like(own)
+    found, expected = (torch.autograd.grad(y, inputs, direction) for y in (own, theirs))
+    for actual, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize(
+    ("taps", "stride", "padding", "dilation"), [(3, 1, 2, 2), (8, 4, 2, 1), (2, 1, 1, 1)]
+)
+def test_gradients_along_time_are_those_of_autograd(taps, stride, padding, dilation):
+    """In fp64, and their own gradients too; 97 steps are no multiple of the stride."""
+    steps = (1, stride), (0, padding), (1, dilation)
+    x, weight, bias = doubles((2, 3, 1, 97), (5, 3, 1, taps), (5,))
+    x = layout.channels_last(x.detach()).requires_grad_()
+    own = convolution(x, weight, bias, steps)
+    assert type(own.grad_fn).__name__ == "_ConvolutionBackward"
+    assert_same_gradients(own, nn.functional.conv2d(x, weight, bias, *steps), [x, weight, bias])
+    few = doubles((1, 1, 1, 9), (1, 1, 1, taps))
+    assert torch.autograd.gradgradcheck(lambda x, w: convolution(x, w, None, steps), few)
+
+
+@pytest.mark.parametrize("taps", [4, 8])
+@pytest.mark.parametrize("channels", [2, 12])
+def test_phases_of_bins_are_the_transposed_convolution(taps, channels):
+    x, weight, bias = doubles((2, channels, 9, 11), (channels, 6, taps, 1), (6,))
+    own = layout.by_phases_of_bins(x, weight, bias, 4)
+    theirs = nn.functional.conv_transpose2d(x, weight, bias, (4, 1))
+    assert_same_gradients(own, theirs, [x, weight, bias])
+
+
+def test_one_bin_meets_the_middle_of_a_kernel():
+    conv, x = layout.Conv2d(6, 8, 3, padding=1).double(), torch.randn(2, 6, 1, 40).double()
+    theirs = nn.functional.conv2d(x, conv.weight, conv.bias, 1, 1)
+    assert_same_gradients(conv(x), theirs, [*conv.parameters()])
 
 
 @pytest.mark.parametrize("shape", [(7, 8), (3, 5, 8), (2, 3, 5, 8)])
