@@ -96,7 +96,8 @@ def race(runners: list[Runner], songs: Any, args: Any) -> None:
             runner.advance(seconds=min(args.turn, until - runner.seconds))
         for runner in runners:
             runner.score(songs)
-        print(row(f"{until / 60:6.1f} min", [runner.curve[-1] for runner in runners]), flush=True)
+        points = [runner.curve[-1] for runner in runners]
+        print(row(duration(until, apart=total / args.points), points), flush=True)
 
 
 def level(runners: list[Runner], songs: Any) -> float:
@@ -106,6 +107,11 @@ def level(runners: list[Runner], songs: Any) -> float:
         runner.advance(steps=last - runner.steps)
     first, second = (runner.score(songs) for runner in runners)
     return second - first
+
+
+def duration(seconds: float, *, apart: float) -> str:
+    """In minutes, or in seconds where the minutes of two so far apart would be written alike."""
+    return f"{seconds / 60:6.1f} min" if apart >= 6 else f"{seconds:8.4g} s"
 
 
 def row(title: str, points: list[tuple[float, int, float]]) -> str:

@@ -147,8 +147,18 @@ def test_the_race_gives_all_the_same_time(
     quality.race(runners, None, args)
     assert [each.seconds for each in runners] == [120.0] * 3
     assert [each.steps for each in runners] == [60, 120, 240]
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    first, second = capsys.readouterr().out.splitlines()
+    assert (first[:10], second[:10]) == ("   1.0 min", "   2.0 min")
     quality.picture(runners, tmp_path / "quality.png")
     assert (tmp_path / "quality.png").stat().st_size > 5000
     assert quality.level(runners[1:], None) == 0.0
     assert [each.steps for each in runners] == [60, 240, 240]
+
+
+@pytest.mark.parametrize("minutes", [0.02, 0.5, 0.8, 20, 600])
+def test_no_two_rows_of_the_race_are_labelled_alike(modules: Any, minutes: float) -> None:
+    apart = minutes * 60 / 8
+    labels = [modules.quality.duration(apart * mark, apart=apart) for mark in range(1, 9)]
+    assert len(set(labels)) == 8
+    assert {len(label) for label in labels} == {10}
+    assert all(label.endswith(" s" if minutes < 0.8 else " min") for label in labels)

@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from demucs_lightning.commands import hardware, settings
 from demucs_lightning.commands import train as training
-from demucs_lightning.commands.explain import OUT_OF_MEMORY, explained, sentence
+from demucs_lightning.commands.advice import OUT_OF_MEMORY
+from demucs_lightning.commands.explain import explained, sentence
 
 CONF = settings.conf_folder()
 

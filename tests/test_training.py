@@ -177,7 +177,8 @@ def test_a_loss_that_is_not_finite_stops_and_saves_nothing(
     with pytest.raises(SystemExit) as stop:
         training.main(overrides)
     assert stop.value.code == 1
-    said = capsys.readouterr().err.splitlines()[-1]
+    said, how = capsys.readouterr().err.splitlines()[-2:]
+    assert how == f"To continue: resume_checkpoint={tmp_path}/run/last.ckpt"
     assert said.startswith("error: The loss of step 2 (epoch 2, batch 1) is not finite, tracks: ")
     assert any(name in said for name in ("Ann - One", "Bob - Two", "Cem - Three"))
     assert saved == [("best.ckpt", 1)]

@@ -64,6 +64,7 @@ class Checkpoints(Checkpoint):
     ``every_n_steps`` steps and ``every_n_minutes`` minutes (0: don't), when ``Stopping`` or any
     other exception ends the run; always between two steps, so that the run can continue as if it
     had not stopped. Of several processes the first one writes, also where another has died.
+    ``written`` says whether this run has written any.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Checkpoints(Checkpoint):
         self.every_n_steps, self.seconds = every_n_steps, every_n_minutes * 60
         self.best_score, self.best_path = -math.inf, ""
         self.saved: Any = None
+        self.written = False
         self.saved_at = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -164,6 +166,7 @@ class Checkpoints(Checkpoint):
         if path != self.last and trainer.is_global_zero:
             link(path, self.last)
         self.saved, self.saved_at = pl_module.position, time.monotonic()
+        self.written = True
 
 
 def _local(value: Any) -> Tensor:

@@ -19,9 +19,10 @@ from lightning import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 
+from demucs_lightning.scale.strategies import WRITING
+
 GRACE = 20.0  # seconds in which torch may find out, too, before this process ends anyway
 HINDSIGHT = 5.0  # seconds in which the reason for an error of torch may turn up
-WRITING = 1800.0  # seconds for a last checkpoint
 SILENCE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}  # half a minute in all
 BYE, FAILED, LOST = b"b", b"f", b"l"  # a letter and the number of a process
 MESSAGE = struct.Struct("!cI")
@@ -106,12 +107,18 @@ class Watch(Callback):
         self.noticed.set()
         if self.rank == 0:
             self._tell(kind, number)
-        if self.leaving.wait(GRACE):
-            time.sleep(WRITING)
-        if self.speaks:
+        self._let_it_end()
+        if self.tells:
             sys.stderr.write(f"error: {self.sentence()}\n")
             sys.stderr.flush()
         os._exit(1)
+
+    def _let_it_end(self) -> None:
+        """Give this process, of which this is a thread, the time to end by itself, and return where
+        it doesn't: where torch never finds out, or writing the last checkpoint takes forever.
+        """
+        if self.leaving.wait(GRACE):
+            time.sleep(WRITING)
 
     def _tell(self, kind: bytes, number: int) -> None:
         for connection in list(self.peers.values()):
@@ -119,7 +126,7 @@ class Watch(Callback):
                 connection.sendall(MESSAGE.pack(kind, number))
 
     @property
-    def speaks(self) -> bool:
+    def tells(self) -> bool:
         """Whether it is for this process to say who is gone: the first that is left."""
         return self.lost is not None and self.rank == (1 if self.lost.rank == 0 else 0)
 
@@ -132,7 +139,7 @@ class Watch(Callback):
     def check(self) -> None:
         """End this process if another one is gone: with ProcessLost where it is to say so."""
         if self.lost is not None:
-            raise ProcessLost(self.sentence()) if self.speaks else SystemExit(1)
+            raise ProcessLost(self.sentence()) if self.tells else SystemExit(1)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._close(BYE)

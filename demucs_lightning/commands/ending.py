@@ -15,13 +15,14 @@ from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
-from demucs_lightning.callbacks import Stopping, Watch
+from demucs_lightning.callbacks import Checkpoints, Stopping, Watch
 from demucs_lightning.scale import current, first_says, requeue
 from demucs_lightning.scale.launch import SRUN
 
 log = logging.getLogger(__name__)
 
 Part = TypeVar("Part")
+Caught = TypeVar("Caught", bound=BaseException)
 
 
 def continued(cfg: DictConfig, folder: Path) -> DictConfig:
@@ -55,7 +56,8 @@ def continued(cfg: DictConfig, folder: Path) -> DictConfig:
 @contextmanager
 def guarded(trainer: Trainer) -> Iterator[None]:
     """Ends the program where the run was stopped, or another process of it is gone: with the status
-    of the signal, or with one sentence.
+    of the signal, or with one sentence. Any other exception gets a note how to continue, where
+    there is a checkpoint to continue from.
     """
     stopping, watch = _part(trainer, Stopping), _part(trainer, Watch)
     try:
@@ -70,14 +72,28 @@ def guarded(trainer: Trainer) -> Iterator[None]:
         watch.check()
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # else the others wait for this one
+        how = _how_to_continue(trainer)
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes it a status of 1
-            raise KeyboardInterrupt from None
+            raise _noted(KeyboardInterrupt(), how) from None
+        _noted(error, how)
         raise
 
 
+def _noted(error: Caught, note: str) -> Caught:
+    if note:
+        error.add_note(note)
+    return error
+
+
+def _how_to_continue(trainer: Trainer) -> str:
+    """Empty unless this process has written a checkpoint."""
+    keeper = _part(trainer, Checkpoints)
+    written = keeper.written and trainer.is_global_zero
+    return f"To continue: resume_checkpoint={keeper.last}" if written else ""
+
+
 def _stopped(trainer: Trainer, stopping: Stopping) -> NoReturn:
-    last: Any = trainer.checkpoint_callback
-    log.info("Stopped. To continue: resume_checkpoint=%s", last.last)
+    log.info(" ".join(["Stopped.", _how_to_continue(trainer)]).rstrip())
     leave(stopping.number or signal.SIGTERM)
 
 

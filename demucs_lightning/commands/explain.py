@@ -11,6 +11,7 @@ import torch
 from torch import distributed
 
 from demucs_lightning.commands import INTERRUPTED
+from demucs_lightning.commands.advice import OUT_OF_MEMORY
 from demucs_lightning.scale.launch import current
 
 # Exceptions of packages that take seconds to load: where they aren't loaded, nobody raises them.
@@ -19,10 +20,6 @@ OF_SETTINGS = {
     "omegaconf.errors": "OmegaConfBaseException",
     "lightning.pytorch.utilities.exceptions": "MisconfigurationException",
 }
-OUT_OF_MEMORY = (
-    "The GPU ran out of memory: make batch_size or segment smaller, use trainer.precision=bf16, "
-    "or take the overlay experiment=low_memory."
-)
 
 
 def mistakes() -> tuple[type[BaseException], ...]:
@@ -38,12 +35,13 @@ def mistakes() -> tuple[type[BaseException], ...]:
 @contextmanager
 def explained(memory: Callable[[], str] | None = None) -> Iterator[None]:
     """Ends the program with one sentence and status 1 for a mistake of the user, in settings, files
-    or devices, and with status 130 for a Ctrl-C. ``memory`` says what to do where it ran out.
+    or devices, and with status 130 for a Ctrl-C; the notes of an exception follow it. ``memory``
+    says what to do where it ran out.
     """
     try:
         yield
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("\n".join(["Interrupted.", *notes(interrupt)]), file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (*mistakes(), RuntimeError) as error:
         cause = _cause(error)
@@ -52,8 +50,13 @@ def explained(memory: Callable[[], str] | None = None) -> Iterator[None]:
             raise
         said = memory() if memory and _is_memory(cause) else sentence(cause)
         if not _is_said():
-            print(f"error: {_who(cause)}{said}", file=sys.stderr)
+            print("\n".join([f"error: {_who(cause)}{said}", *notes(error)]), file=sys.stderr)
         sys.exit(1)
+
+
+def notes(error: BaseException) -> list[str]:
+    """What was added to the exception on its way, which Python prints below a traceback."""
+    return getattr(error, "__notes__", [])
 
 
 def _is_memory(error: BaseException) -> bool:

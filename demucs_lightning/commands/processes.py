@@ -1,11 +1,10 @@
 """How many processes a run has and what they share: ``gpus``, ``trainer.num_nodes`` and
-``trainer.strategy`` in the words of Lightning; and what takes less memory.
+``trainer.strategy`` in the words of Lightning.
 """
 
 from datetime import timedelta
 from typing import Any
 
-import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig
 
@@ -106,41 +105,3 @@ def _check_fsdp(cfg: DictConfig, accelerator: str, count: int) -> None:
     ):
         if wrong:
             raise ValueError(f"trainer.strategy is fsdp: {sentence}, or leave fsdp out.")
-
-
-def out_of_memory(cfg: DictConfig) -> str:
-    """What takes less memory than these settings, the cheapest first."""
-    here = f"batch_size={cfg.batch_size}, segment={cfg.segment}"
-    precision, memory = str(cfg.trainer.precision), cfg.get("memory")
-    here += f", trainer.precision={precision}" + (f", memory={memory}" if memory else "")
-    ways = []
-    if precision in ("32", "64", "32-true", "64-true"):
-        ways.append("trainer.precision=bf16")
-    ways += [f"memory={step}" for step in _leaner(memory)]
-    if cfg.batch_size > 1:
-        ways.append(_halved(cfg))
-    if cfg.segment > 6:
-        ways.append(f"segment={_shorter(cfg)}")
-    if cfg.batch_size > 1 or cfg.segment > 6:
-        ways.append("experiment=low_memory")
-    if torch.cuda.device_count() > 1 and cfg.trainer.strategy != "fsdp":
-        ways.append("trainer.strategy=fsdp on several GPUs")
-    advice = f"try {', '.join(ways)}" if ways else "a smaller model or a larger device is needed"
-    return f"The device ran out of memory with {here}: {advice}."
-
-
-def _leaner(memory: str | None) -> list[str]:
-    steps = ["fast", "balanced", "low"]
-    return steps[steps.index(memory) + 1 :] if memory in steps else []
-
-
-def _halved(cfg: DictConfig) -> str:
-    half, group = cfg.batch_size // 2, cfg.augment.remix.group_size
-    fits = not cfg.data_augmentation or not group or half % group == 0
-    return f"batch_size={half}" + ("" if fits else f" augment.remix.group_size={half}")
-
-
-def _shorter(cfg: DictConfig) -> str:
-    shift = cfg.augment.shift if cfg.data_augmentation else 0
-    left = f" (augmentation leaves {6 - shift:g} s)" if shift else ""
-    return f"6{left}"

@@ -32,7 +32,6 @@ from omegaconf import DictConfig, OmegaConf
 from demucs_lightning import scores
 from demucs_lightning.commands.checks import check_type, check_values
 from demucs_lightning.commands.explain import explained
-from demucs_lightning.commands.processes import out_of_memory
 from demucs_lightning.pretrained import CLASSES
 from demucs_lightning.scale import current, started
 
@@ -86,9 +85,14 @@ def conf_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def launch(task: Task, argv: Sequence[str] | None = None) -> None:
+def launch(
+    task: Task,
+    argv: Sequence[str] | None = None,
+    *,
+    memory: Callable[[DictConfig], str] | None = None,
+) -> None:
     """Run ``task`` with the settings of a command line, as Hydra does; its flags (--help, --cfg,
-    -m) all work.
+    -m) all work. ``memory`` says what to do where it ran out.
 
     Exits with status 1 and one sentence where the user is mistaken.
     """
@@ -96,7 +100,7 @@ def launch(task: Task, argv: Sequence[str] | None = None) -> None:
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> None:
-        with explained(partial(out_of_memory, cfg)):
+        with explained(partial(memory, cfg) if memory else None):
             check_values(cfg)
             task(cfg)
 

@@ -1,6 +1,7 @@
 """``python train.py``: trains a model, keeps the best, and scores the test set with it."""
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Collection, Sequence
@@ -23,8 +24,10 @@ from demucs_lightning.callbacks import (
     Stopping,
     Watch,
 )
-from demucs_lightning.commands import ending, hardware, processes, settings, speed, start
+from demucs_lightning.commands import advice, ending, hardware, processes, settings, speed, start
+from demucs_lightning.commands.room import check_room
 from demucs_lightning.losses import SeparationLoss
+from demucs_lightning.optim import Optimization, steps_of
 from demucs_lightning.scale import current, meet_again
 from demucs_lightning.scale.sharding import WholeModel
 from demucs_lightning.scale.strategies import Sharded
@@ -34,7 +37,12 @@ log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    settings.launch(train, argv)
+    settings.launch(train, argv, memory=less_memory)
+
+
+def less_memory(cfg: DictConfig) -> str:
+    experiment = HydraConfig.get().runtime.choices.get("experiment")
+    return advice.out_of_memory(cfg, experiment)
 
 
 def train(cfg: DictConfig) -> None:
@@ -65,6 +73,7 @@ def run(cfg: DictConfig, folder: Path, *, given: Collection[str] = ()) -> LitSep
         pretrained.check_weights(module.model, checkpoint, resume)
     if trainer.precision == "64-true":
         module.double()  # before a checkpoint is loaded, which Lightning would round otherwise
+    rank_zero_only(check_room)(cfg, module, folder)
     if cfg.download and "download" not in cfg.dset:
         log.warning("download=true has no effect: %s is not downloaded", cfg.dset._target_)
     data = instantiate(cfg.data, dset=instantiate(cfg.dset))
@@ -72,6 +81,7 @@ def run(cfg: DictConfig, folder: Path, *, given: Collection[str] = ()) -> LitSep
     fit(trainer, module, data, cfg.resume_checkpoint)
     with ending.guarded(trainer):
         score_best(trainer, module, data)
+    log.info("%s", conclusion(trainer))
     return module
 
 
@@ -140,6 +150,18 @@ def score_best(trainer: Trainer, module: LitSeparator, data: Any) -> None:
     log.info("%s", scores.table(module.scores))
 
 
+def conclusion(trainer: Trainer) -> str:
+    """What a run that has come to its end leaves, and where."""
+    keeper: Any = trainer.checkpoint_callback
+    count = trainer.global_step
+    parts = [f"Trained {count} step{'' if count == 1 else 's'}"]
+    if keeper.best_path and Path(keeper.best_path).is_file():
+        parts.append(f"best: {keeper.best_path}")
+    if keeper.last.is_file():
+        parts.append(f"to continue: {keeper.last}")
+    return " · ".join(parts)
+
+
 def describe_model(cfg: DictConfig) -> dict[str, Any]:
     kwargs: Any = OmegaConf.to_container(cfg.model, resolve=True)
     return pretrained.describe(kwargs.pop("_target_"), kwargs)
@@ -166,6 +188,7 @@ class Announcement(Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        warn_of_another_curve(trainer, pl_module.optim)
         model, train_set = pl_module.model, trainer.datamodule.train_set
         count = sum(parameter.numel() for parameter in model.parameters())
         size = sum(value.nbytes for value in model.state_dict().values())
@@ -181,6 +204,21 @@ class Announcement(Callback):
             len(train_set),
             self.folder,
         )
+
+
+def warn_of_another_curve(trainer: Any, optim: Optimization) -> None:
+    """Say so where a run goes on at another learning rate than the one that was stopped had."""
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    done, before = scheduler.last_epoch, scheduler.get_last_lr()[0]
+    total = steps_of(trainer)
+    after = scheduler.base_lrs[0] * optim.factor(done, total)
+    if not done or math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-15):
+        return
+    log.warning(
+        "The learning rate goes on at %.3g, the run before had %.3g: optim.schedule=%s over %.0f "
+        "steps (epochs, trainer.max_steps) and optim.warmup=%s make another curve than it had.",
+        *(after, before, optim.schedule, total, optim.warmup),
+    )
 
 
 def quieten() -> None:

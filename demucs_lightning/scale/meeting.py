@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 ARRIVAL = timedelta(minutes=15)  # in which all processes of a run have to start
 FETCH = timedelta(hours=12)
-PATIENCE = timedelta(seconds=3)  # of waiting without a word
+SILENT = timedelta(seconds=3)  # of waiting, before a line says what for
 STAMP = "%Y-%m-%d/%H-%M-%S"
 
 
@@ -58,7 +58,7 @@ def first_of_machine(what: str) -> Iterator[None]:
         return
     store, key = _store(launch), f"{what} {launch.machine} {launch.restarts}"
     if launch.local:
-        if not _arrives(store, key, PATIENCE):
+        if not _arrives(store, key, SILENT):
             if launch.local == 1:
                 log.warning("The other processes wait until the first one has %s.", what)
             _arrives(store, key, FETCH)
@@ -83,11 +83,11 @@ def meet_again() -> None:
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
 
 
-def _arrives(store: Any, key: str, patience: timedelta) -> bool:
+def _arrives(store: Any, key: str, within: timedelta) -> bool:
     from torch.distributed import DistStoreError
 
     try:
-        store.wait([key], patience)
+        store.wait([key], within)
     except DistStoreError:
         return False
     return True

@@ -22,7 +22,7 @@ from demucs_lightning.scale import sharding
 log = logging.getLogger(__name__)
 
 PERIOD = 0.5  # seconds between two looks at the processes
-PATIENCE = 1800.0  # seconds for a last checkpoint after another process has ended
+WRITING = 1800.0  # seconds for a last checkpoint after another process has ended
 
 
 class Launcher(_SubprocessScriptLauncher):
@@ -45,7 +45,7 @@ class Launcher(_SubprocessScriptLauncher):
             time.sleep(PERIOD)
         gone = next(p for p in self.children if p.poll() not in (None, 0))
         if _initialized():
-            time.sleep(PATIENCE)
+            time.sleep(WRITING)
         self.kill(signal.SIGKILL)
         rank = self.children.index(gone) + 1
         sys.stderr.write(f"error: {_ended(rank, len(self.children) + 1, gone)}\n")

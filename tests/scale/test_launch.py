@@ -100,19 +100,6 @@ def test_what_can_not_be_is_said(
         arguments(monkeypatch, env, *line.split())
 
 
-def test_out_of_memory_names_what_this_run_can_change() -> None:
-    cfg = settings.compose(["trainer.precision=32", "batch_size=4"])
-    said = processes.out_of_memory(cfg)
-    assert said.startswith("The device ran out of memory with batch_size=4, segment=11, ")
-    for way in ("trainer.precision=bf16", "batch_size=2 augment.remix.group_size=2", "segment=6"):
-        assert way in said
-    assert "(augmentation leaves 5 s)" in said
-    least = ["batch_size=1", "augment.remix.group_size=1", "segment=6", "trainer.precision=bf16"]
-    said = processes.out_of_memory(settings.compose([*least]))
-    for way in ("precision=bf16,", "batch_size=0", "segment=6 ("):
-        assert way not in said.partition(": ")[2]
-
-
 def test_a_store_brings_processes_together(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.test_scale import torchruns
 

@@ -1,0 +1,68 @@
+"""Whether the disk has room for the checkpoints of a run, which is known before it begins."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import Tensor
+
+from demucs_lightning.data.disk import amount, check_space
+from demucs_lightning.moments import BLOCK
+
+log = logging.getLogger(__name__)
+
+LONG = 20  # validations, one of which will not be the best so far
+# Bytes of one of Adam's two averages, of a weight; fp32 stands for the type of the weight itself.
+STATES = {"bf16": 2.0, "8bit": 1 + 4 / BLOCK}
+
+
+def check_room(cfg: DictConfig, module: Any, folder: Path) -> None:
+    """Raise OSError, in a sentence with both sizes, unless ``folder`` has room for the checkpoints
+    of ``module`` that it is sure to hold at a time; warn where they may become more than that.
+    """
+    size, taken = checkpoint_size(module), _taken(folder)
+    least, most = at_a_time(cfg)
+    here = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    check_space(here, least * size - taken, purpose=f"write checkpoints of {amount(size)}")
+    if most * size - taken > (free := shutil.disk_usage(here).free):
+        log.warning(
+            "%s has %s free, which may not be enough: a checkpoint has %s, and there are up to %d.",
+            *(here, amount(free), amount(size), most),
+        )
+
+
+def at_a_time(cfg: DictConfig) -> tuple[int, int]:
+    """How many checkpoints the folder of a run holds at least, at some moment, and at most:
+    best.ckpt, last.ckpt, and the one that is being written. In a run of few epochs the best may
+    always be the last, and one that ends early writes a single one.
+    """
+    trainer, epochs = cfg.trainer, cfg.trainer.max_epochs
+    most = 3 if trainer.limit_val_batches else 2
+    if trainer.max_steps > 0 or trainer.get("max_time") or cfg.resume_checkpoint:
+        return 1, most
+    if epochs is None or epochs < 0 or epochs >= LONG * (trainer.check_val_every_n_epoch or 1):
+        return most, most
+    return min(2, epochs), most
+
+
+def checkpoint_size(module: Any) -> int:
+    """Bytes of the tensors in a checkpoint of ``module``, whose weights are in place."""
+    state = list(module.model.state_dict().values())
+    weights = [weight for weight in module.model.parameters() if weight.requires_grad]
+    moments = sum(2 * _bytes(weight, module.optim.state) for weight in weights)
+    average = sum(value.nbytes for value in state if value.is_floating_point())
+    return int(sum(value.nbytes for value in state) + moments + len(module.emas) * average)
+
+
+def _bytes(weight: Tensor, state: str) -> float:
+    return weight.numel() * STATES.get(state, weight.element_size())
+
+
+def _taken(folder: Path) -> int:
+    """Bytes of the checkpoints that are there from before, and will be written over."""
+    files = [
+        path.stat() for path in map(folder.joinpath, ("last.ckpt", "best.ckpt")) if path.exists()
+    ]
+    return sum({each.st_ino: each.st_size for each in files}.values())

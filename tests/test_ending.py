@@ -1,0 +1,129 @@
+"""The last lines of a run: how to continue, where the checkpoints are, and which curve goes on."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from demucs_lightning.commands import settings
+from demucs_lightning.commands import train as training
+from demucs_lightning.training import LitSeparator
+
+
+@pytest.fixture
+def overrides(tiny: list[str]) -> list[str]:
+    small = ["model=Demucs", "model.depth=2", "model.resample=false", "segment=2", "logger=csv"]
+    return [*small, *tiny, "trainer.limit_test_batches=0", "batch_size=4"]
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException) -> None:
+    plain = LitSeparator.training_step
+
+    def step(self: Any, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step == at:
+            raise error
+        return plain(self, batch, batch_idx)
+
+    monkeypatch.setattr(LitSeparator, "training_step", step)
+
+
+MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MEMORY, "error: The device ran out of memory with batch_size=4, segment=2, "),
+        (OSError("a cable was pulled"), "error: a cable was pulled"),
+        (TypeError("a bug"), "TypeError: a bug"),
+        (RuntimeError("another bug"), "RuntimeError: another bug"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_whatever_ends_a_run_it_says_how_to_continue(
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    said: str,
+) -> None:
+    failing(monkeypatch, 1, error)
+    with pytest.raises(SystemExit) as stop:
+        training.main(overrides)
+    assert stop.value.code == 1
+    last = tmp_path / "run" / "last.ckpt"
+    text = capsys.readouterr().err
+    lines = text.splitlines()
+    (place,) = [i for i, line in enumerate(lines) if line.startswith(said)]
+    assert lines[place + 1] == f"To continue: resume_checkpoint={last}"
+    assert ("Traceback" in text) == (not said.startswith("error: "))
+    monkeypatch.undo()
+    trained = training.run(
+        settings.compose([*overrides, f"resume_checkpoint={last}"]), tmp_path / "continued"
+    )
+    assert trained.trainer.global_step == 2
+
+
+def test_where_nothing_was_written_there_is_nothing_to_continue_from(
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failing(monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(SystemExit):
+        training.main(overrides)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("error: The device ran out of memory with ")
+    assert not [line for line in lines if "To continue" in line]
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_the_last_line_says_where_the_checkpoints_are(
+    overrides: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, validates: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    line = [*overrides, "epochs=4", "trainer.max_steps=1"]
+    line += [] if validates else ["trainer.limit_val_batches=0"]
+    training.run(settings.compose(line), tmp_path)
+    best = f" · best: {tmp_path}/best.ckpt" if validates else ""
+    said = f"Trained 1 step{best} · to continue: {tmp_path}/last.ckpt"
+    assert caplog.messages[-1] == said
+    assert sum(str(tmp_path / "last.ckpt") in message for message in caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "warns"),
+    [
+        ([], False),
+        (["epochs=4"], True),
+        (["trainer.max_steps=2"], True),
+        (["trainer.max_steps=3"], False),  # as many as the epochs have
+        (["optim.schedule=constant"], True),
+        (["optim.warmup=9"], True),
+    ],
+)
+def test_another_curve_of_the_learning_rate_is_said(
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    change: list[str],
+    warns: bool,
+) -> None:
+    overrides = [*overrides, "optim.schedule=cosine", "epochs=3"]
+    with monkeypatch.context() as patch:
+        failing(patch, 1, OSError("a cable was pulled"))
+        with pytest.raises(OSError, match="cable"):
+            training.run(settings.compose(overrides), tmp_path / "first")
+    line = [*overrides, *change, f"resume_checkpoint={tmp_path}/first/last.ckpt"]
+    training.run(settings.compose(line), tmp_path / "second")
+    said = [each for each in caplog.messages if each.startswith("The learning rate goes on at ")]
+    assert len(said) == warns
+    assert all(
+        "trainer.max_steps" in each and "the run before had 0.000225" in each for each in said
+    )
