@@ -24,6 +24,7 @@ from demucs_lightning.audio.encoding import (
 from demucs_lightning.audio.files import replacing
 from demucs_lightning.audio.form import AudioInfo
 from demucs_lightning.audio.metadata import Tags, tags
+from demucs_lightning.audio.parts import remove_leftovers
 from demucs_lightning.audio.stem_file import StemWriter, stem_names
 from demucs_lightning.audio.streaming import AudioReader, stream
 from demucs_lightning.audio.wav import memory_map
@@ -46,6 +47,7 @@ __all__ = [
     "info",
     "memory_map",
     "read",
+    "remove_leftovers",
     "replacing",
     "resample",
     "resampled_length",

@@ -7,6 +7,7 @@ too.
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -17,13 +18,16 @@ from torch import Tensor
 
 from demucs_lightning.audio.files import decoding, no_audio, truncated, url
 from demucs_lightning.audio.form import AudioInfo, plausible
-from demucs_lightning.audio.whole import promises_length
+from demucs_lightning.audio.whole import damaged, promises_length
 
 log = logging.getLogger(__name__)
 
 # Shorter than its header says by more than this (seconds), a file is truncated. What encoders add
 # in front and behind is less than a tenth.
 SLACK = 0.25
+# By more than this, some of it was lost on the way: nearly all encoders say what they add.
+LOST = 0.05
+LOST_FRAMES = 2  # of the codec, which may be longer than that
 PCM = {
     "pcm_u8": "PCM_U8",
     "pcm_s8": "PCM_S8",
@@ -99,10 +103,10 @@ def av_frames(path: Path, stream: int) -> Iterator[av.AudioFrame]:
     with opened(path, stream) as (container, audio):
         promise = _promised_seconds(path, container, audio)
         floats = av.AudioResampler(format="flt")
-        first, done = (0, 0), 0
-        for decoded in _decoded(path, container, audio):
+        first, done, skipped, size = (0, 0), 0, Skipped(), 0
+        for decoded in _decoded(path, container, audio, skipped):
             form = _form(path, decoded)
-            first = first if done else form
+            first, size = first if done else form, max(size, decoded.samples)
             if form != first:
                 raise ValueError(
                     f"{path} changes its rate or channels at second {done / first[0]:.1f}: "
@@ -111,16 +115,36 @@ def av_frames(path: Path, stream: int) -> Iterator[av.AudioFrame]:
             for frame in floats.resample(decoded):
                 done += frame.samples
                 yield frame
-    if promise and done and promise - done / first[0] > SLACK:
+    if not done:
+        return
+    lost = promise - done / first[0] if promise else 0.0
+    if promise and lost > SLACK:
         raise truncated(path, round(promise * first[0]), done)
+    # Where tracks are joined, headers between them are skipped, and their length was a guess.
+    if lost > max(LOST, (LOST_FRAMES + skipped.count) * size / first[0]):
+        log.warning("%s", damaged(path, lost, skipped.at))
+    elif skipped.count:
+        what = "1 piece of it is" if skipped.count == 1 else f"{skipped.count} pieces of it are"
+        were = "was" if skipped.count == 1 else "were"
+        where = "" if skipped.at is None else f", at second {skipped.at:.1f}"
+        text = "%s: %s damaged or no audio and %s skipped%s."
+        log.warning(text, path, what, were, where)
+
+
+@dataclass
+class Skipped:
+    """Packets that no decoder takes, and the second of the first."""
+
+    count: int = 0
+    at: float | None = None
 
 
 def _decoded(
-    path: Path, container: InputContainer, audio: av.AudioStream
+    path: Path, container: InputContainer, audio: av.AudioStream, skipped: Skipped | None = None
 ) -> Iterator[av.AudioFrame]:
     """The frames of a stream. Between those of an MP3 there may be tags and junk, and a last packet
-    may be cut: that is skipped, and said."""
-    tolerant, skipped, sound = "mp3" in container.format.name, 0, False
+    may be cut: that is skipped, and counted."""
+    tolerant, skipped, sound = "mp3" in container.format.name, skipped or Skipped(), False
     failure: InvalidDataError | None = None
     for packet in container.demux(audio):
         try:
@@ -129,7 +153,9 @@ def _decoded(
             if failure and not tolerant:
                 raise
             failure = error
-            skipped += 1
+            if not skipped.count and packet.pts is not None and packet.time_base:
+                skipped.at = float(packet.pts * packet.time_base)
+            skipped.count += 1
             continue
         if failure and frames and not tolerant:
             raise failure
@@ -137,8 +163,6 @@ def _decoded(
         yield from frames
     if failure and not sound:
         raise failure
-    if skipped:
-        log.warning("%s: %d pieces of it are damaged or no audio and were skipped.", path, skipped)
 
 
 def samples(frame: av.AudioFrame) -> Tensor:

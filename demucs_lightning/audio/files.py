@@ -5,8 +5,6 @@ names it.
 """
 
 import os
-import threading
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,8 @@ from typing import Any
 
 import soundfile
 from av.error import FFmpegError
+
+from demucs_lightning.audio.parts import partial_name
 
 
 def existing(path: str | Path) -> Path:
@@ -48,10 +48,13 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def partial_name(path: Path) -> Path:
-    """What `path` is called while it is written: of one length, as names have a limit."""
-    key = zlib.crc32(os.fsencode(path.name))
-    return path.with_name(f".{key:08x}-{os.getpid()}-{threading.get_ident()}.part")
+# What FFmpeg says where its own words would lead astray.
+CRYPTIC = {
+    "Operation not permitted": "",
+    "End of file": ": it ends too early",
+    "Invalid data found when processing input": ": its content is none",
+    "Invalid argument": "",
+}
 
 
 @contextmanager
@@ -61,6 +64,8 @@ def decoding(path: Path) -> Iterator[None]:
         yield
     except (soundfile.SoundFileError, FFmpegError) as error:
         why = reason(error)
+        if why in CRYPTIC:
+            raise ValueError(f"{path} can't be decoded as audio{CRYPTIC[why]}.") from error
         if "psf_fseek" in why or "lost sync" in why:  # of a FLAC file that ends too early
             why = "it is truncated or damaged"
         raise ValueError(f"{path} can't be decoded as audio ({why}).") from error

@@ -1,15 +1,75 @@
-"""Ogg pages with a serial number that doesn't change: encoders draw one, and files would differ.
+"""Ogg pages (RFC 3533), each with the serial of its stream, a number and a CRC over all of it.
 
-The format is RFC 3533: each page has the serial of its stream, and a CRC over all of the page.
+Files are given a serial that doesn't change, as encoders draw one and no two files would be the
+same; and the pages that a damaged file has lost are found, which decoders pass over in silence.
 """
 
+import mmap
+import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 HEADER = 27  # bytes, before one for each segment
 SERIAL, CRC, COUNT = slice(14, 18), slice(22, 26), 26
+NOWHERE = 2**64 - 1  # the position of a page that ends no packet
+OPUS_RATE = 48_000
+JOINED = 50  # pages that lack at the start: a recording of a broadcast, which begins in its middle
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 ONES = 0xFFFFFFFF
+
+
+class Loss(NamedTuple):
+    """Sound that a file has lost: about so many seconds, around that second."""
+
+    seconds: float
+    at: float
+
+
+def losses(path: Path) -> list[Loss]:
+    """What the pages of a Vorbis or Opus stream that lack or are damaged held, roughly."""
+    found: list[Loss] = []
+    serial = rate = number = position = 0
+    for page in _whole_pages(path):
+        own, own_number = struct.unpack("<II", page[14:22])
+        if not rate:
+            serial, rate = own, _rate(page[HEADER + page[COUNT] :])
+            if not rate:  # another codec
+                return []
+        if own != serial:
+            continue
+        end = struct.unpack("<Q", page[6:14])[0]
+        lost, number = own_number - number, own_number + 1
+        if end == NOWHERE:
+            end = position
+        if lost > 0 and (position or lost < JOINED):  # of the time up to the end of this page
+            seconds = max(0.0, (end - position) / rate * lost / (lost + 1))
+            found.append(Loss(seconds, position / rate))
+        position = end
+    return found
+
+
+def _whole_pages(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(b"OggS")
+        while at >= 0:
+            start = content[at : at + HEADER]
+            segments = content[at + HEADER : at + HEADER + start[-1]]
+            page = bytearray(start + segments)
+            page += content[at + len(page) : at + len(page) + sum(segments)]
+            said, page[CRC] = bytes(page[CRC]), bytes(4)
+            whole = len(start) == HEADER and checksum(page).to_bytes(4, "little") == said
+            if whole:
+                yield bytes(page)
+            at = content.find(b"OggS", at + (len(page) if whole else 4))
+
+
+def _rate(packet: bytes) -> int:
+    """The samples per second that positions count; 0 for another codec."""
+    if packet.startswith(b"OpusHead"):
+        return OPUS_RATE
+    return struct.unpack("<I", packet[12:16])[0] if packet.startswith(b"\x01vorbis") else 0
 
 
 def settle(path: Path) -> None:

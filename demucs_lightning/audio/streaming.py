@@ -1,5 +1,6 @@
 """A recording of any length, block by block, at the rate and with the channels asked for."""
 
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -81,11 +82,13 @@ class AudioReader:
                 f"{self.info.channels} that its header says."
             )
         if not (block.abs() <= LOUDEST).all():  # NaN is not
-            bad = (~(block.abs() <= LOUDEST)).any(dim=0).nonzero()[0].item()
+            bad = int((~(block.abs() <= LOUDEST)).any(dim=0).nonzero()[0])
             second = (done + bad) / self.info.samplerate
+            worst = block[:, bad][~(block[:, bad].abs() <= LOUDEST)][0].item()
+            what = f"values beyond any sound ({worst:.0e})"
+            what = what if math.isfinite(worst) else "NaN or infinite values"
             raise ValueError(
-                f"{self.path} holds NaN or infinite values from second {second:.3f} on: "
-                "it is no usable recording."
+                f"{self.path} holds {what} from second {second:.3f} on: it is no usable recording."
             )
 
 

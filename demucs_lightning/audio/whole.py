@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from demucs_lightning.audio.files import head, truncated
+from demucs_lightning.audio.ogg import losses
 from demucs_lightning.audio.wav import OPEN_END, wav_layout
 
 log = logging.getLogger(__name__)
@@ -70,13 +71,24 @@ def _check_ogg(path: Path) -> None:
     # A page is a head of 27 bytes, of which the last counts the sizes that follow.
     if len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
         raise ValueError(f"{path} is truncated: its last Ogg page is not whole.")
-    if not page[5] & 4:
-        _warn_of_end(path, size)
+    _warn_of_pages(path, size, path.stat().st_mtime_ns, ends=bool(page[5] & 4))
 
 
 @lru_cache(maxsize=256)  # once, not each time that a file is opened
-def _warn_of_end(path: Path, size: int) -> None:
-    log.warning("%s may be cut off: no Ogg page in it is marked as the last.", path)
+def _warn_of_pages(path: Path, size: int, time: int, *, ends: bool) -> None:
+    if not ends:
+        log.warning("%s may be cut off: no Ogg page in it is marked as the last.", path)
+    if lost := losses(path):
+        log.warning("%s", damaged(path, sum(each.seconds for each in lost), lost[0].at))
+
+
+def damaged(path: Path, seconds: float, at: float | None) -> str:
+    """What to say of a file that has lost some of its sound, the first of it around a second."""
+    where = "" if at is None else f", from second {at:.1f} on" if at else ", at its start"
+    return (
+        f"{path} is damaged: about {seconds:.2f} seconds of it are lost{where}, and what follows "
+        "may come too early."
+    )
 
 
 def promises_length(path: Path) -> bool:

@@ -4,6 +4,7 @@ A file has a temporary name beside its place until it is complete, so an error, 
 Ctrl-C leave nothing behind, and what was there before stays. No dither is added.
 """
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +23,9 @@ from demucs_lightning.audio.encoding import (
     format_of,
     subtype_of,
 )
-from demucs_lightning.audio.files import partial_name, reason
+from demucs_lightning.audio.files import reason
 from demucs_lightning.audio.metadata import Tags
+from demucs_lightning.audio.parts import held, partial_name
 from demucs_lightning.audio.targets import Job, Target, open_target
 
 SCALES = {"PCM_16": 2**15, "PCM_24": 2**23, "PCM_32": 2**31}
@@ -72,15 +74,18 @@ class AudioWriter:
         )
         self._resampler = Resampler(streams * channels, old=samplerate, new=self.file_samplerate)
         self._target: Target | None = None
+        self._lock: int | None = None
 
     def __enter__(self) -> Self:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = held(self._job.path)
             self._target = open_target(self._job)
         except FAILURES as error:
             raise self._failed(error) from error
         finally:
             if self._target is None:
+                self._release()
                 with suppress(OSError):  # of its folder, which was told already
                     self._job.path.unlink(missing_ok=True)
         return self
@@ -146,6 +151,12 @@ class AudioWriter:
             if not whole:
                 target.abort()
                 self._job.path.unlink(missing_ok=True)
+            self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _complete(self, target: Target) -> None:
         if not self.frames:

@@ -20,7 +20,7 @@ from demucs_lightning import pretrained
 from demucs_lightning.commands.explain import explained
 from demucs_lightning.commands.scoreboard import Scoreboard, conclude
 from demucs_lightning.commands.separate import INTERRUPTED, Console, folder_of
-from demucs_lightning.commands.tracks import terminable
+from demucs_lightning.commands.signals import terminable
 from demucs_lightning.evaluation.estimates import (
     Judged,
     Separated,

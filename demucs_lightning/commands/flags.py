@@ -12,12 +12,20 @@ from demucs_lightning.separator.hardware import PRECISIONS
 DEPTHS = {"16": "PCM_16", "24": "PCM_24", "32": "PCM_32", "float": "FLOAT"}
 
 
+def parsed(argv: list[str]) -> argparse.Namespace:
+    """The options, which may stand between tracks; behind ``--`` all are tracks."""
+    at = argv.index("--") if "--" in argv else len(argv)
+    options = parser().parse_intermixed_args(argv[:at])  # which is at a loss with a --
+    options.tracks += argv[at + 1 :]
+    return options
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         "demucs-lightning separate",
         description="Separate songs into stems. Exits with 0 only if every track was separated.",
     )
-    top.add_argument("tracks", nargs="*", type=Path, help="audio files, or folders of them")
+    top.add_argument("tracks", nargs="*", help="audio files, or folders of them")
     _model_options(top)
     _output_options(top)
     _format_options(top)
@@ -80,8 +88,7 @@ def _output_options(top: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-o",
         "--out",
-        type=Path,
-        default=Path("separated"),
+        default="separated",
         help="stems go to OUT/MODEL (separated)",
     )
     group.add_argument(

@@ -8,6 +8,7 @@ import argparse
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,14 +20,19 @@ from tqdm import tqdm
 
 from demucs_lightning import audio, pretrained
 from demucs_lightning.commands.explain import explained, mistakes, sentence
-from demucs_lightning.commands.flags import DEPTHS, parser
-from demucs_lightning.commands.tracks import Run, found
+from demucs_lightning.commands.finding import SUFFIXES as SOUNDS
+from demucs_lightning.commands.finding import Track, found, named
+from demucs_lightning.commands.flags import DEPTHS, parsed
+from demucs_lightning.commands.outcomes import Outcome, as_json, in_options
+from demucs_lightning.commands.signals import terminable
+from demucs_lightning.commands.tracks import Run
 from demucs_lightning.pretrained import folder, released
 from demucs_lightning.pretrained.loading import SUFFIXES
 from demucs_lightning.separator import Choice, Separator, Target, described
 from demucs_lightning.separator.choice import METHODS
 
 INTERRUPTED = 130
+THREADS = 4  # for each core, at most
 
 
 class Console(logging.Handler):
@@ -44,20 +50,27 @@ class Console(logging.Handler):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    options = parsed(list(sys.argv[1:] if argv is None else argv))
     for stream in (sys.stdout, sys.stderr):  # a name may be bytes that are no text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[Console()])
-    with explained(), reported(options.json):
+    with terminable(), explained(), reported(options.json):
         if options.list_models:
             print(listed(options.repo))
             return
         try:
             run = separate(options)
         except KeyboardInterrupt:  # before the first track
-            print("Interrupted: nothing was written.", file=sys.stderr)
+            text = "Interrupted: nothing was written."
+            print(text, file=sys.stderr)
+            if options.json:
+                left = [
+                    as_json(Outcome(Track(Path(each)), "not reached")) for each in options.tracks
+                ]
+                report = {"error": text, "complete": False, "interrupted": True, "tracks": left}
+                print(json.dumps(report, indent=2))
             sys.exit(INTERRUPTED)
     if options.json:
         print(json.dumps(run.as_json(), indent=2))
@@ -68,26 +81,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def reported(as_json: bool) -> Iterator[None]:
-    """With ``as_json``, a mistake that ends the run is a report too."""
+    """A mistake that ends the run is told in terms of options, and ``as_json`` is a report too."""
     try:
         yield
     except mistakes() as error:
+        text = in_options(sentence(error))
         if as_json:
-            report = {"error": sentence(error), "complete": False, "tracks": []}
-            print(json.dumps(report, indent=2))
+            print(json.dumps({"error": text, "complete": False, "tracks": []}, indent=2))
+        if type(error) is ValueError:
+            raise ValueError(text) from error
         raise
 
 
 def separate(options: argparse.Namespace) -> Run:
     """Separate all tracks, going on where one fails."""
-    if not options.tracks:
-        raise ValueError("No tracks are given: name audio files, or folders of them.")
-    if options.jobs < 0:
-        raise ValueError(f"--jobs is {options.jobs}: it must be 0, one for each core, or more.")
+    paths = checked(options)
     if options.jobs:
         torch.set_num_threads(options.jobs)
     target = target_of(options)
     stems = options.stems and [name.strip() for name in options.stems.split(",") if name.strip()]
+    if stems == []:
+        raise ValueError(f"--stems is {options.stems!r}: name stems, such as bass,vocals.")
     choice = Choice(stems, options.two_stems, options.other_method, options.exact_sum)
     if options.other_method != METHODS[0] and not options.two_stems:
         logging.warning("--other-method has no effect without --two-stems.")
@@ -95,15 +109,32 @@ def separate(options: argparse.Namespace) -> Run:
         logging.warning("%s is lossy: with it stems sum up only roughly.", target.format)
     name = name_of(options)
     separator = separator_of(name, options)
-    folder = options.out / folder_of(name)
+    out = Path(options.out)
+    folder = out / folder_of(name)
     run = Run(separator, folder, choice, target, dry=options.dry_run, json=options.json)
     run.check()
     run.say(
         f"{name} on {described(separator.devices)} in {separator.precision}; stems go to {folder}"
     )
-    run.tracks(found(options.tracks, leaving_out=(options.out, folder)))
+    run.tracks(found(paths, leaving_out=(out, folder)))
     run.summarise()
     return run
+
+
+def checked(options: argparse.Namespace) -> list[Path]:
+    """The tracks that are named; ValueError for options that can't be, before a model is loaded."""
+    if Path(options.name).suffix.lower() in SOUNDS:
+        raise ValueError(f"--name is {options.name}: it takes a model; tracks stand by themselves.")
+    if not options.tracks:
+        raise ValueError("No tracks are given: name audio files, or folders of them.")
+    if not options.out:
+        raise ValueError("--out is empty: name a folder for the stems.")
+    most = THREADS * (os.cpu_count() or 1)
+    if not 0 <= options.jobs <= most:
+        raise ValueError(
+            f"--jobs is {options.jobs}: it must be 0, one for each core, or up to {most}."
+        )
+    return named(options.tracks)
 
 
 def name_of(options: argparse.Namespace) -> str:
@@ -144,14 +175,22 @@ def target_of(options: argparse.Namespace) -> Target:
     """How files are written. Settings that the format has not are left out, and that is said."""
     form = audio.FORMATS[f".{options.format or 'wav'}"]
     depth = DEPTHS.get(options.depth)
+    deeper = bool(form.subtypes) and depth is not None and depth not in form.subtypes
     settings: dict[str, Any] = {
-        "subtype": depth if depth in form.subtypes else None,
+        "subtype": depth if depth in form.subtypes else form.subtypes[-1] if deeper else None,
         "bitrate": options.bitrate if form.bitrates else None,
         "preset": options.mp3_preset if form.presets else None,
     }
     what = f"{depth} samples" if form.subtypes else "a depth"
     asked = {what: depth, "a bit rate": options.bitrate}
     asked["a preset"] = options.mp3_preset
+    if deeper:
+        logging.warning(
+            "%s can't hold %s samples: stems have %s bits.",
+            options.format,
+            depth,
+            form.subtypes[-1].removeprefix("PCM_"),
+        )
     for (what, value), used in zip(asked.items(), settings.values(), strict=True):
         if value is not None and used is None:
             form_name = options.format or "wav"

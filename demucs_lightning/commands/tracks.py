@@ -1,13 +1,9 @@
-"""One track after the other through a `Separator`: which there are, what becomes of each."""
+"""One track after the other through a `Separator`, and what is said of each."""
 
 import math
-import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +11,14 @@ import torch
 from tqdm import tqdm
 
 from demucs_lightning import audio
-from demucs_lightning.commands.explain import sentence
+from demucs_lightning.commands.finding import Track
+from demucs_lightning.commands.notes import notes
+from demucs_lightning.commands.outcomes import Outcome, as_json, fault_of, listed, paths
 from demucs_lightning.commands.progress import shown
+from demucs_lightning.commands.signals import terminable
 from demucs_lightning.separator import (
     Choice,
     Plan,
-    Report,
     Separator,
     Target,
     described,
@@ -29,68 +27,12 @@ from demucs_lightning.separator import (
 )
 from demucs_lightning.separator.choice import Parts
 from demucs_lightning.separator.files import names
-from demucs_lightning.separator.names import check_template, template_for
+from demucs_lightning.separator.names import check_template, fields_of, template_for
 from demucs_lightning.separator.room import Room, check_room, room_of
 
-# What is looked for in folders. A file that is named is tried, whatever it is called.
-SUFFIXES = {
-    *(".wav", ".wave", ".w64", ".rf64", ".flac", ".aiff", ".aif", ".aifc", ".au", ".caf", ".wv"),
-    *(".mp3", ".mp2", ".m4a", ".m4b", ".mp4", ".aac", ".ogg", ".oga", ".opus", ".wma", ".ac3"),
-    *(".ape", ".tta", ".mka", ".mkv", ".webm", ".mov", ".avi"),
-}
-NO_MEMORY = (
-    "there is not enough memory, even for one short segment: --device cpu may have more, and a "
-    "shorter --segment needs less"
-)
 APART = '--filename "{track}.{trackext}/{stem}.{ext}" tells them apart.'
-FAILURES = (ValueError, OSError, torch.OutOfMemoryError, MemoryError)
-
-
-@dataclass(frozen=True)
-class Track:
-    """A file, and the folders between the one that was asked for and it."""
-
-    path: Path
-    below: Path = Path()
-    fault: str = ""
-
-
-def found(paths: Sequence[Path], *, leaving_out: Sequence[Path]) -> list[Track]:
-    """The files that are named, and those in folders that are, each once and in order; not those
-    in folders of ``leaving_out``, where stems go, that lie inside a folder that is named."""
-    tracks: dict[str, Track] = {}
-    for path in paths:
-        if not os.path.isdir(path):  # False for a name that no file can have
-            tracks.setdefault(os.path.realpath(path), Track(path))
-            continue
-        home = Path(os.path.realpath(path))
-        places = [Path(os.path.realpath(place)) for place in leaving_out]
-        places = [place for place in places if home in place.parents]
-        inside = [file for file in sorted(path.rglob("*")) if _is_track(file, path, places)]
-        for file in inside:
-            tracks.setdefault(os.path.realpath(file), Track(file, file.relative_to(path).parent))
-        if not inside:
-            tracks[str(home)] = Track(path, fault=f"{path} is a folder without audio files.")
-    return list(tracks.values())
-
-
-def _is_track(file: Path, folder: Path, leaving_out: Sequence[Path]) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    if hidden or file.suffix.lower() not in SUFFIXES or not file.is_file():
-        return False
-    return not {*leaving_out} & {*Path(os.path.realpath(file)).parents}
-
-
-@dataclass
-class Outcome:
-    """What became of a track: ``done``, ``skipped``, ``planned`` or ``failed``."""
-
-    track: Track
-    status: str
-    files: dict[str, Path] = field(default_factory=dict)
-    report: Report | None = None
-    fault: str = ""
-    kept: tuple[str, ...] = ()
+FAILURES = (ValueError, OSError, ArithmeticError, torch.OutOfMemoryError, MemoryError)
+OF_A_TRACK = {"track", "title", "artist", "album"}  # fields that tell tracks apart
 
 
 class Run:
@@ -112,8 +54,10 @@ class Run:
         self.separator, self.folder, self.choice, self.target = separator, folder, choice, target
         self.dry, self.json = dry, json
         self.outcomes: list[Outcome] = []
+        self.left: list[Outcome] = []  # of an interrupted run
         self.interrupted = False
         self._asked = 0
+        self._noted: set[str] = set()
         self._taken: dict[Path, Path] = {}
 
     @property
@@ -141,23 +85,28 @@ class Run:
 
         Raises OSError, before anything is computed, where a disk has no room for all of them.
         """
-        self._asked = len(tracks)
+        self._asked, begun = len(tracks), 0
         with terminable():
             try:
                 self._check_names(tracks)
                 self._check_room(tracks)
-                for number, track in enumerate(tracks, start=1):
-                    outcome = self._outcome(track, f"{number}/{len(tracks)}")
+                for begun, track in enumerate(tracks, start=1):
+                    outcome = self._outcome(track, f"{begun}/{len(tracks)}")
                     self._taken.update(dict.fromkeys(outcome.files.values(), track.path))
                     self.outcomes.append(outcome)
                     self._tell(outcome)
             except KeyboardInterrupt:
                 self.interrupted = True
+                for number, track in enumerate(tracks, start=1):
+                    if number > len(self.outcomes):
+                        status = "interrupted" if number <= begun else "not reached"
+                        self.left.append(Outcome(track, status))
 
     def _outcome(self, track: Track, number: str) -> Outcome:
         try:
             planned = self._planned(track)
             files, kept = planned.files, planned.kept
+            self._note(planned)
             if self.dry and not planned.skipped:
                 check_room([room_of(planned)], purpose=f"separate {planned.path}")
             if self.dry:
@@ -176,29 +125,48 @@ class Run:
                 raise
             return Outcome(track, "failed", fault=fault_of(MemoryError(), track.path))
 
+    def _note(self, planned: Plan) -> None:
+        """Say what the files can't hold of a track; each such thing once in a run."""
+        for note in [] if planned.skipped else notes(planned):
+            if note not in self._noted:
+                self._noted.add(note)
+                tqdm.write(note, file=sys.stderr)
+
     def _planned(self, track: Track) -> Plan:
         if track.fault:
             raise ValueError(track.fault)
         target = replace(self.target, below=track.below)
         for file in self._names(track):
             if other := self._taken.get(file):
-                raise ValueError(
-                    f"{track.path} would take the place of the stems of {other}. {APART}"
-                )
+                raise ValueError(f"{track.path} would take the place of the stems of {other}.")
         return plan(self.separator, track.path, self.folder, self.choice, target)
 
     def _check_names(self, tracks: Sequence[Track]) -> None:
-        """Say which tracks have stems of one name, before any is separated."""
+        """Say once which tracks have stems of one name, before any is separated.
+
+        Raises ValueError where the template gives all of them one.
+        """
         owners: dict[Path, Path] = {}
+        pairs: list[tuple[Path, Path]] = []
         for track in tracks:
             files = self._names(track)
             if other := next((owners[file] for file in files if file in owners), None):
-                tqdm.write(
-                    f"{other} and {track.path} give stems of the same names: only the first that "
-                    f"can be separated is. {APART}",
-                    file=sys.stderr,
-                )
+                pairs.append((other, track.path))
             owners.update({file: track.path for file in files if file not in owners})
+        template = self.target.filename
+        if pairs and template is not None and not OF_A_TRACK & {*fields_of(template)}:
+            raise ValueError(
+                f"filename is {template!r}: without {{track}} the stems of {pairs[0][0]} and "
+                f"{pairs[0][1]} have one name."
+            )
+        if pairs:
+            more = len(pairs) - 1
+            others = f", and so do {more} other{'s' * (more > 1)}" if more else ""
+            tqdm.write(
+                f"{pairs[0][0]} and {pairs[0][1]} give stems of the same names{others}: only the "
+                f"first that can be separated is. {APART}",
+                file=sys.stderr,
+            )
 
     def _check_room(self, tracks: Sequence[Track]) -> None:
         """Raise OSError where the disks have no room for all that will be written."""
@@ -281,55 +249,5 @@ class Run:
             "folder": str(self.folder),
             "complete": self.complete,
             "interrupted": self.interrupted,
-            "tracks": [_as_json(each) for each in self.outcomes],
+            "tracks": [as_json(each) for each in [*self.outcomes, *self.left]],
         }
-
-
-def paths(outcome: Outcome) -> list[Path]:
-    """The files of a track that are not kept; all stems may be in one."""
-    files = [file for name, file in outcome.files.items() if name not in outcome.kept]
-    return list(dict.fromkeys(files))
-
-
-def listed(outcome: Outcome) -> str:
-    """The files of a track in a line."""
-    files = paths(outcome)
-    if len(files) == 1 or len({file.parent for file in files}) > 1:
-        return ", ".join(map(str, files))
-    return f"{', '.join(file.name for file in files)} in {files[0].parent}"
-
-
-def fault_of(error: BaseException, path: Path) -> str:
-    """One sentence that names the file."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return f"{path}: {NO_MEMORY}."
-    text = sentence(error)
-    return text if str(path) in text else f"{path}: {text}"
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM is what Ctrl-C is: files that are being written go."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _as_json(outcome: Outcome) -> dict[str, Any]:
-    report = outcome.report
-    done = report is not None and not report.skipped
-    return {
-        "track": str(outcome.track.path),
-        "status": outcome.status,
-        "error": outcome.fault or None,
-        "files": {name: str(file) for name, file in outcome.files.items()},
-        "kept": list(outcome.kept),
-        "seconds": report.seconds if report else None,
-        "elapsed": report.elapsed if report and done else None,
-        "gain": report.gain if report and done else None,
-    }

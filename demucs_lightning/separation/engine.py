@@ -6,7 +6,9 @@ is furthest behind takes the next batch of chunks; what all have passed is finis
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -21,6 +23,9 @@ from demucs_lightning.separation.memory import Sparing, fitting_batch
 Progress = Callable[[float], object]
 
 MAX_SHIFT = 0.5  # seconds
+MOST_SHIFTS = 1000
+SEEDS = (-(2**63), 2**64 - 1)  # of a generator
+LONGEST = 24 * 3600  # seconds of a chunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +40,23 @@ class Settings:
     stems: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        segment, overlap, batch_size = self.segment, self.overlap, self.batch_size
-        if segment is not None and not (math.isfinite(segment) and segment > 0):
-            raise ValueError(f"segment is {segment}: it must be a number of seconds above 0.")
-        if not 0 <= overlap < 1:
-            raise ValueError(f"overlap is {overlap}: it must be at least 0 and below 1.")
-        if self.shifts < 0:
-            raise ValueError(f"shifts is {self.shifts}: it must be 0 or more.")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: it must be at least 1.")
+        segment, overlap = self.segment, self.overlap
+        if segment is not None and not (_is(Real, segment) and 0 < segment < math.inf):
+            raise ValueError(f"segment is {segment!r}: it must be a number of seconds above 0.")
+        if not (_is(Real, overlap) and 0 <= overlap < 1):
+            raise ValueError(f"overlap is {overlap!r}: it must be at least 0 and below 1.")
+        if not (_is(Integral, self.shifts) and 0 <= self.shifts <= MOST_SHIFTS):
+            raise ValueError(f"shifts is {self.shifts!r}: it must be 0 to {MOST_SHIFTS}.")
+        if self.batch_size is not None and not (
+            _is(Integral, self.batch_size) and self.batch_size >= 1
+        ):
+            raise ValueError(f"batch_size is {self.batch_size!r}: it must be at least 1.")
+        if not (_is(Integral, self.seed) and SEEDS[0] <= self.seed <= SEEDS[1]):
+            raise ValueError(f"seed is {self.seed!r}: it must be a whole number of 64 bits.")
+
+
+def _is(kind: Any, value: object) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def separate(  # noqa: PLR0913
@@ -82,6 +95,8 @@ def separate(  # noqa: PLR0913
     shape, channels = tuple(mixture.shape), model.audio_channels
     if len(shape) != 3 or shape[1] != channels:
         raise ValueError(f"The mixture is {shape}: it must be (batch, {channels}, samples).")
+    if is_one_piece(model, settings, shape[2]):
+        settings = replace(settings, segment=shape[2] / model.samplerate + 2 * MAX_SHIFT, overlap=0)
     return _whole(_passes(model, settings, _sparing), mixture, progress)
 
 
@@ -125,6 +140,15 @@ def stream(  # noqa: PLR0913
     passes = _passes(model, settings, _sparing)
     mixture = Incoming(_levelled(blocks, level, model.audio_channels))
     return _in_parts(passes, mixture, level, length or 0, progress)
+
+
+def is_one_piece(model: Any, settings: Settings, length: int) -> bool:
+    """Whether `length` samples fit into the first chunk of `segment` seconds, whatever their delay,
+    and no other begins in them. Then a chunk just long enough gives the same for less memory,
+    unless the model was trained on one length."""
+    if settings.segment is None or math.isfinite(float(model.max_segment)):
+        return False
+    return (1 - settings.overlap) * settings.segment > length / model.samplerate + 2 * MAX_SHIFT
 
 
 def _levelled(blocks: Iterable[Tensor], level: Level, channels: int) -> Iterator[Tensor]:
@@ -175,6 +199,8 @@ def _chunk(model: SeparationModel, segment: float | None) -> int:
             f"segment is {segment}: {type(model).__name__} takes chunks of at most "
             f"{float(model.max_segment):g} seconds, as long as it was trained on."
         )
+    if segment is not None and segment > LONGEST:
+        raise ValueError(f"segment is {segment}: chunks of at most {LONGEST:g} seconds can be.")
     chunk = int(model.samplerate * (model.segment if segment is None else segment))
     if chunk < 1:
         raise ValueError(f"segment is {segment}: that is less than a sample.")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from demucs_lightning import pretrained
 from demucs_lightning.models import SeparationModel
 from demucs_lightning.separation import BagOfModels, Level, Progress
-from demucs_lightning.separation.engine import MAX_SHIFT, Settings
+from demucs_lightning.separation.engine import MAX_SHIFT, Settings, is_one_piece
 from demucs_lightning.separator import files, writing
 from demucs_lightning.separator.background import ahead
 from demucs_lightning.separator.choice import Choice, Parts
@@ -27,7 +27,13 @@ from demucs_lightning.separator.flow import (
 )
 from demucs_lightning.separator.hardware import computing, devices_of, placed, precision_of
 from demucs_lightning.separator.live import live
-from demucs_lightning.separator.sources import Source, opened, resized_length, survey
+from demucs_lightning.separator.sources import (
+    Source,
+    checked_rate,
+    opened,
+    resized_length,
+    survey,
+)
 
 ALMOST = 0.999  # of the progress: computed, but not yet at hand
 AHEAD = 2  # blocks
@@ -40,8 +46,9 @@ class Separator:
     as it is. ``device``: auto (a GPU where there is one), cpu, cuda, cuda:1, ..., or several, which
     share the chunks. ``shifts``, ``overlap``, ``segment`` (seconds; None: the model's own,
     math.inf: each recording in one piece), ``batch_size`` (None: what the device holds) and
-    ``seed`` are those of `separation.separate`. ``precision``: fp32, bf16, or auto, which is bf16
-    on a CUDA GPU and fp32 elsewhere.
+    ``seed`` are those of `separation.separate`; a segment that all of a recording fits into, with
+    the overlap, is one piece. ``precision``: fp32, bf16, fp16 (CUDA only), or auto, which is bf16
+    on CUDA GPUs that have it, fp16 on older ones with tensor cores, and fp32 elsewhere.
 
     A recording may have any rate and any number of channels. Mono is given to a stereo model twice,
     and the stems are the mean of both channels. Of more channels than the model has, pairs (1 and
@@ -161,6 +168,8 @@ class Separator:
         one can't be written.
         """
         choice = Choice(stems, two_stems, other_method, exact_sum)
+        if not isinstance(target, files.Target | None):
+            raise ValueError(f"target is {target!r}: a Target was expected.")
         plan = files.plan(self, Path(path), Path(folder), choice, target)
         return writing.execute(self, plan, progress)
 
@@ -176,13 +185,15 @@ class Separator:
         by stem out, as soon as the chunks that they lie in are complete.
 
         ``level`` is what `separation.statistics` finds in a recording like this one. None: that of
-        the first chunk. Raises ValueError as `separate` does, for blocks as they come.
+        the first chunk. Integers are scaled as in `separate`. Raises ValueError as `separate` does,
+        for blocks as they come.
         """
+        rate = self.samplerate if samplerate is None else checked_rate(samplerate)
         engine = self._engine.asked(
             stems=Parts(Choice(stems), self.model).stems,
             batch_size=self._engine.settings["batch_size"] or 1,  # chunks that wait for others
         )
-        return live(engine, blocks, samplerate or self.samplerate, level)
+        return live(engine, blocks, rate, level)
 
     def parts(
         self,
@@ -218,7 +229,7 @@ class Separator:
     ) -> Engine:
         length = resized_length(frames, source.samplerate, self.samplerate)
         settings: dict[str, Any] = {"stems": parts.stems, "length": length}
-        if self._whole:
+        if self._whole or is_one_piece(self.model, Settings(**self._engine.settings), length):
             settings["segment"] = self._in_one_piece(length)
             settings["overlap"] = 0  # or the end of a long chunk would be one of its own
         if progress is not None:

@@ -2,6 +2,7 @@
 files are called and hold, and which of them are there already.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from demucs_lightning.separation import Progress
 from demucs_lightning.separator.choice import Choice, Parts
 from demucs_lightning.separator.names import STEM_FILE, fields_of, filled, template_for, values_of
 from demucs_lightning.separator.room import nearest
-from demucs_lightning.separator.sources import Source, resized_length
+from demucs_lightning.separator.sources import Source, checked_rate, resized_length
+
+log = logging.getLogger(__name__)
 
 CLIP_MODES = ("rescale", "clamp", "none")
 EXISTING = ("refuse", "skip", "overwrite")
@@ -48,6 +51,10 @@ class Target:
 
     def __post_init__(self) -> None:
         format_of(f"x.{self.format}")
+        if not isinstance(self.filename, str | None):
+            raise ValueError(f"filename is {self.filename!r}: it must be text.")
+        if self.rate is not None:
+            checked_rate(self.rate)
         for name, known in (("clip_mode", CLIP_MODES), ("existing", EXISTING)):
             if getattr(self, name) not in known:
                 value = getattr(self, name)
@@ -159,6 +166,8 @@ def plan(
     )
     rate = target.rate or reader.samplerate
     present = [name for name, file in files.items() if file.exists()]
+    if present and target.existing == "skip" and target.format == STEM_FILE:
+        present = _present_in(first, parts.names)
     if target.existing == "refuse" and present:
         there = files[present[0]]
         raise FileExistsError(f"{there} is there already: skip existing files or overwrite.")
@@ -167,6 +176,24 @@ def plan(
     if not planned.skipped:
         _check(planned)
     return planned
+
+
+def _present_in(file: Path, wanted: Sequence[str]) -> list[str]:
+    """The parts in a file of stems: all or, as it can only be written anew, none.
+
+    Raises FileExistsError where that would take away what nobody asks for.
+    """
+    there = audio.stem_names(file)
+    lacking = [name for name in wanted if name not in there]
+    if not lacking:
+        return list(wanted)
+    if not there or {*there} - {*wanted}:
+        held = ", ".join(there) or "no stem with a name"
+        raise FileExistsError(
+            f"{file} lacks {', '.join(lacking)} and holds {held}: overwrite it, or ask for all."
+        )
+    log.warning("%s lacks %s: it is written anew.", file, ", ".join(lacking))
+    return []
 
 
 def names(

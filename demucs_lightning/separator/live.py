@@ -9,7 +9,7 @@ from torch import Tensor
 
 from demucs_lightning.separation import Level, statistics
 from demucs_lightning.separator.flow import Engine, Form, converted, separated
-from demucs_lightning.separator.sources import checked, groups, heard
+from demucs_lightning.separator.sources import checked, groups, heard, scaled
 
 QUIETEST = 0.01  # deviation: a recording may begin with silence, which is no level
 
@@ -41,7 +41,7 @@ class Incoming:
         return self
 
     def __next__(self) -> Tensor:
-        block = torch.as_tensor(next(self._blocks)).detach().float().cpu()
+        block = scaled(torch.as_tensor(next(self._blocks)).detach())
         if block.ndim != 2 or len(block) != (self._channels or len(block)) or not len(block):
             raise ValueError(
                 f"A block is {tuple(block.shape)}: all must be (channels, samples), and have the "

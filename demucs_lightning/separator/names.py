@@ -43,8 +43,13 @@ def template_for(template: str | None, form: str, stems: int) -> str:
 def check_template(template: str, form: str) -> None:
     """Raise ValueError for what would be wrong with the names of all tracks."""
     name = filled(Path(), template, {**dict.fromkeys(FIELDS, "x"), "ext": form})
-    plain = "{" not in Path(template).suffix
-    if plain and name.suffix and format_of(name) is not format_of(f"x.{form}"):
+    if template.endswith(".{trackext}"):  # which each track's turn will tell
+        return
+    try:
+        fits = format_of(name) is format_of(f"x.{form}")
+    except ValueError:  # no ending, or an unknown one
+        fits = False
+    if not fits:
         raise ValueError(
             f"filename is {template!r}, and the format is {form}: let it end in .{{ext}}."
         )

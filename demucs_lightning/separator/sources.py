@@ -1,6 +1,8 @@
 """Recordings that are read block by block, from a file or from memory, as often as it takes."""
 
+import math
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -37,23 +39,40 @@ class Recording:
                 f"The mixture is {tuple(given.shape)}: it must be (channels, samples), with a "
                 "sample at least."
             )
-        if RATES[0] > samplerate or samplerate > RATES[1]:
-            raise ValueError(f"samplerate is {samplerate}: {RATES[0]} to {RATES[1]} Hz can be.")
+        self.samplerate = checked_rate(samplerate)
         self._samples = given[None] if given.ndim == 1 else given
-        self.samplerate, self.channels = int(samplerate), len(self._samples)
+        self.channels = len(self._samples)
         if self.channels > MAX_CHANNELS:
             raise ValueError(
                 f"The mixture has {self.channels} channels: it must be (channels, samples), so "
                 "(samples, channels) is to be transposed."
             )
-        if not given.dtype.is_floating_point and given.dtype not in INTEGERS:
-            raise ValueError(f"The mixture is {given.dtype}: floats, int16 or int32 can be.")
+        scaled(given[:0])
 
     def __iter__(self) -> Iterator[Tensor]:
-        scale = INTEGERS.get(self._samples.dtype, 1)
         for number, block in enumerate(self._samples.split(audio.BLOCK, dim=-1)):
-            samples = block.cpu().double() / scale if scale > 1 else block.cpu()
-            yield checked(samples.float(), number * audio.BLOCK / self.samplerate, self.samplerate)
+            second = number * audio.BLOCK / self.samplerate
+            yield checked(scaled(block), second, self.samplerate)
+
+
+def checked_rate(samplerate: Any) -> int:
+    """The rate as a whole number of Hz; ValueError where it is none of audio."""
+    rate = 0
+    if isinstance(samplerate, Real) and math.isfinite(samplerate):
+        rate = int(float(samplerate))
+    if rate != samplerate or not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(
+            f"samplerate is {samplerate!r}: a whole number of Hz, {RATES[0]} to {RATES[1]}, can be."
+        )
+    return rate
+
+
+def scaled(samples: Tensor) -> Tensor:
+    """Samples as float32 on the CPU with full scale at 1; ValueError for a type that has none."""
+    samples, scale = samples.cpu(), INTEGERS.get(samples.dtype)
+    if scale is None and not samples.dtype.is_floating_point:
+        raise ValueError(f"The mixture is {samples.dtype}: floats, int16 or int32 can be.")
+    return samples.float() if scale is None else (samples.double() / scale).float()
 
 
 def checked(block: Tensor, second: float, samplerate: int) -> Tensor:

@@ -57,6 +57,8 @@ def execute(separator: Separates, planned: Plan, progress: Progress | None = Non
     """
     if planned.skipped:
         return Report(planned.files, planned.reader.info.duration, 0.0, kept=planned.kept)
+    for folder in {file.parent for file in planned.written}:
+        audio.remove_leftovers(folder)
     check_room([room_of(planned)], purpose=f"separate {planned.path}")
     start = time.monotonic()
     with _no_empty_folders(planned.written):

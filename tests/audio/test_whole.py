@@ -1,6 +1,8 @@
 """A file that ends too early is told from a whole one, where its format lets that be known."""
 
 import logging
+import random
+import re
 from pathlib import Path
 
 import av
@@ -8,6 +10,7 @@ import pytest
 import soundfile
 
 from demucs_lightning import audio
+from demucs_lightning.audio.ogg import _whole_pages, checksum, losses
 from tests.audio.sounds import noise, stempeg_song, tones
 
 
@@ -84,6 +87,45 @@ def test_an_mp3_without_a_length_is_read_to_its_end(tmp_path, variable):
     assert 441_000 <= found < 445_000
     assert audio.info(path).frames == found
     assert not audio.info(path, count=False).exact
+
+
+def damage(path: Path, size: int) -> None:
+    content = bytearray(path.read_bytes())
+    at = len(content) // 2
+    content[at : at + size] = random.Random(1).randbytes(size)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("x.mp3", r"about 0\.\d\d seconds of it are lost, from second 5\.0 on"),
+        ("x.ogg", r"about 0\.\d\d seconds of it are lost, from second 4\.\d on"),
+        ("x.opus", r"about 1\.00 seconds of it are lost, from second [45]\.\d on"),
+    ],
+)
+def test_what_is_lost_within_a_file_is_said(tmp_path, caplog, name, said):
+    path = tmp_path / name
+    audio.write(path, noise(2, 441_000), samplerate=44_100)
+    list(audio.stream(path))
+    assert caplog.text == ""
+    damage(path, 5000)
+    list(audio.stream(path))
+    assert re.search(f"{re.escape(str(path))} is damaged: {said}", caplog.text)
+
+
+def test_a_recording_of_a_broadcast_has_lost_nothing(tmp_path):
+    path = tmp_path / "x.ogg"
+    audio.write(path, noise(2, 441_000), samplerate=44_100)
+    assert losses(path) == []
+    pages = [bytearray(page) for page in _whole_pages(path)]
+    for number, page in enumerate(pages):  # the first two are headers
+        page[18:22] = (number if number < 2 else 1000 + number).to_bytes(4, "little")
+        page[22:26] = checksum(page).to_bytes(4, "little")
+    path.write_bytes(b"".join(pages))
+    assert losses(path) == []
+    path.write_bytes(b"".join(pages[:5] + pages[6:]))
+    assert len(losses(path)) == 1
 
 
 def test_joined_mp3s_are_read_to_the_end_of_the_last(tmp_path, caplog):

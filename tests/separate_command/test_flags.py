@@ -43,8 +43,9 @@ from tests.separator.models import FOUR, RATE, Shares, noise, small_file
     ],
 )  # fmt: skip
 def test_what_is_written(run, songs, cheap, flags, files):
-    code, out, err = run(songs / "a.wav", *flags)
-    assert (code, err) == (0, "")
+    code, _, err = run(songs / "a.wav", *flags)
+    said = "stem.mp4 can't hold 8000 Hz: these stems have 44100 Hz.\n"
+    assert (code, err) == (0, said if "stem.mp4" in flags else "")
     assert written() == files
 
 
@@ -138,7 +139,8 @@ def test_the_flags_of_the_reference_are_all_there():
         "mdx",
     ]
     ours, reference = parser().parse_args(given), demucs.separate.get_parser().parse_args(given)
-    assert (ours.tracks, ours.out, ours.name) == (reference.tracks, reference.out, reference.name)
+    assert list(map(Path, ours.tracks)) == reference.tracks
+    assert (Path(ours.out), ours.name) == (reference.out, reference.name)
     assert (ours.shifts, ours.overlap) == (reference.shifts, reference.overlap)
     assert (ours.clip_mode, ours.other_method) == (reference.clip_mode, reference.other_method)
 
@@ -250,7 +252,7 @@ def test_no_split_and_a_transformer(run, songs, tmp_path):
     assert err == (
         f"error: {songs / 'a.wav'}: A recording of {1.5 * longest:.1f} seconds can't go in one "
         f"piece: the model takes {longest:.1f} at most, as long as it was trained on; without "
-        "no-split it is taken in chunks.\n"
+        "--no-split it is taken in chunks.\n"
     )
     assert written() == set()
     samples = noise(2, int(0.7 * longest * rate))

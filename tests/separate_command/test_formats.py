@@ -39,8 +39,8 @@ def test_the_exact_sum(run, songs, weights):
 def test_flac_has_no_floats(run, songs, cheap, caplog):
     assert run(songs / "a.wav", "--flac", "--float32")[0] == 0
     said = [record.message for record in caplog.records]
-    assert said == ["flac has no such thing as FLOAT samples: that is left out."]
-    assert {mode(path) for path in written()} == {(RATE, "PCM_16")}
+    assert said == ["flac can't hold FLOAT samples: stems have 24 bits."]
+    assert {mode(path) for path in written()} == {(RATE, "PCM_24")}
 
 
 def test_settings_that_a_format_has_not_are_left_out(run, songs, cheap, caplog):

@@ -192,6 +192,24 @@ def test_live_blocks_that_are_none(separator, blocks, said):
         list(separator.stream(blocks, level=Level(0, 1)))
 
 
+@pytest.mark.parametrize("samplerate", [0, -5, "8000", math.nan])
+def test_live_rates_that_are_none(separator, samplerate):
+    with pytest.raises(ValueError, match=f"samplerate is {samplerate!r}"):
+        separator.stream([noise(2, 9)], samplerate)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [(torch.int16, 2**15), (torch.int32, 2**31)])
+def test_live_integers_are_scaled(separator, kind, steps):
+    given = (0.1 * noise(2, 3 * RATE)).clamp(-1, 1).mul(steps / 2).to(kind)
+    found = joined(separator.stream(given.split(999, dim=-1), level=Level(0, 1)))
+    floats = (given.double() / steps).float()
+    expected = joined(separator.stream(floats.split(999, dim=-1), level=Level(0, 1)))
+    for name, stem in expected.items():
+        assert torch.equal(found[name], stem), name
+    with pytest.raises(ValueError, match=r"torch.uint8"):
+        list(separator.stream([torch.zeros(2, 9, dtype=torch.uint8)]))
+
+
 def test_the_model_that_is_given_stays_as_it_is(model):
     given = copy.deepcopy(model).train()
     separator = Separator(given, device="cpu")
@@ -213,6 +231,13 @@ def test_the_model_that_is_given_stays_as_it_is(model):
         ({"shifts": -1}, "shifts"),
         ({"segment": 0}, "segment"),
         ({"batch_size": 0}, "batch_size"),
+        ({"overlap": None}, "overlap is None"),
+        ({"overlap": float("nan")}, "overlap is nan"),
+        ({"shifts": "a"}, "shifts is 'a'"),
+        ({"shifts": 1001}, "shifts is 1001"),
+        ({"segment": "4"}, "segment is '4'"),
+        ({"seed": 2**64}, "seed is"),
+        ({"seed": 0.5}, "seed is 0.5"),
     ],
 )
 def test_settings_that_do_not_fit(model, settings, said):
@@ -252,6 +277,8 @@ def test_what_is_no_model():
         (torch.zeros(9000, 2), {}, "transposed"),
         (torch.zeros(2, 9).bool(), {}, "torch.bool"),
         (torch.zeros(2, 9), {"samplerate": 5}, "samplerate is 5"),
+        (torch.zeros(2, 9), {"samplerate": "44100"}, "samplerate is '44100'"),
+        (torch.zeros(2, 9), {"samplerate": 44_100.5}, "samplerate is 44100.5"),
         (torch.tensor([[0.0] * 4000 + [torch.inf]]), {}, "second 0.500"),
         ([0.0, 1.0], {}, "a list"),
         ("x.wav", {"samplerate": 8000}, "leave samplerate out"),

@@ -292,11 +292,19 @@ def test_encoders_are_checked_before(tmp_path, separator, settings, channels, sa
         ({"format": "xyz"}, "must end in"),
         ({"clip_mode": "tanh"}, "clip_mode is 'tanh'"),
         ({"existing": "ask"}, "existing is 'ask'"),
+        ({"filename": 5}, "filename is 5"),
+        ({"rate": "44100"}, "samplerate is '44100'"),
     ],
 )
 def test_targets_that_do_not_fit(settings, said):
     with pytest.raises(ValueError, match=said):
         Target(**settings)
+
+
+def test_a_target_that_is_none(tmp_path, separator):
+    target: Any = "flac"
+    with pytest.raises(ValueError, match="target is 'flac': a Target was expected"):
+        separator.separate_to(tmp_path / "x.wav", tmp_path, target=target)
 
 
 def test_the_disk_is_checked_before(tmp_path, separator, monkeypatch):
