@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from demucs_lightning import audio, pretrained
-from demucs_lightning.commands import separate
+from demucs_lightning.commands import flags
 from demucs_lightning.commands.settings import compose
 from tests.separator.models import noise, small
 
@@ -152,7 +152,7 @@ def test_the_layout_names_every_module():
     "command", re.findall(r"^demucs-lightning separate (.*)$", blocks("bash"), re.MULTILINE)
 )
 def test_the_separate_commands_are_understood(command):
-    assert separate.parser().parse_args(shlex.split(command, comments=True)).tracks
+    assert flags.parsed(shlex.split(command, comments=True)).tracks
 
 
 def test_the_python_of_separate_runs(tmp_path, monkeypatch, capsys):
