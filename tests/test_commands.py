@@ -229,5 +229,5 @@ def test_a_gpu_that_runs_out_of_memory_says_what_takes_less(
     assert stop.value.code == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: The device ran out of memory with batch_size=4, segment=11, ")
-    assert "try trainer.precision=bf16, " in said
+    assert "try experiment=low_memory, memory=low, trainer.precision=bf16, " in said
     assert "batch_size=2 augment.remix.group_size=2, segment=6 (augmentation leaves 5 s)" in said

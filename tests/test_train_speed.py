@@ -185,8 +185,11 @@ def test_compiling_changes_no_name_and_no_result(
         for name in ("plain", "compiled")
     ]
     assert saved[0].keys() == saved[1].keys()
-    for name, value in plain.model.state_dict().items():
-        assert torch.equal(value, compiled.model.state_dict()[name])
+    # Rounding differs a little: some products of the compiled network go another way.
+    first, second = plain.model.state_dict(), compiled.model.state_dict()
+    apart = sum(float((first[name] - second[name]).square().sum()) for name in first)
+    size = sum(float(value.square().sum()) for value in first.values())
+    assert apart < 1e-12 * size
 
 
 def test_a_compile_that_fails_ends_as_the_run_without(
