@@ -138,10 +138,10 @@ def test_sources_and_seed(run):
     made(Path("a"))
     tracks = read_results("a").tracks[:3]
     kept(Path("b"), [replace(each, sources={"bass": constant(4)}) for each in tracks])
-    out, _ = run("a", "b", "--sources", "bass", "--metric", "sir")
-    assert row(out, "SIR, dB") == ["bass", "overall"]
+    out, _ = run("a", "b", "--sources", "bass", "--metric", "sdr")
+    assert row(out, "SDR, dB") == ["bass", "overall"]
     assert "Compared are the 3 tracks that all have: 5 of 8 in a are left out." in out
-    other, _ = run("a", "b", "--sources", "bass", "--metric", "sir", "--seed", "5")
+    other, _ = run("a", "b", "--sources", "bass", "--metric", "sdr", "--seed", "5")
     assert "seed 5" in other
     assert row(other, "B - A mean") == row(out, "B - A mean")
 

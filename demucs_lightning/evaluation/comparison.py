@@ -99,7 +99,8 @@ def compare(
 
     ``sources`` is a choice of those that all have; ``seed`` is that of the intervals. Raises
     ValueError for fewer than two results or the same one twice, for a metric that they do not
-    define alike, and where no track or source is common to all.
+    define alike, for SIR and SAR of other sets of sources, on which these depend, and where no
+    track or source is common to all.
     """
     _check_distinct(results)
     for metric in metrics:
@@ -138,6 +139,12 @@ def _check_definition(results: Sequence[Results], metric: str) -> None:
             raise ValueError(
                 f"{results[0].folder} and {other.folder} can't be compared by {metric}: they "
                 f"define it as {first!r} and {theirs!r}."
+            )
+        if metric in ("sir", "sar") and set(other.sources) != set(results[0].sources):
+            ours, others = (", ".join(each.sources) for each in (results[0], other))
+            raise ValueError(
+                f"{results[0].folder} and {other.folder} can't be compared by {metric}, which "
+                f"depends on all sources that were scored: {ours} in one, {others} in the other."
             )
 
 

@@ -32,6 +32,13 @@ def silent(results: Results) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
+def unscored(results: Results, metric: str) -> dict[str, int]:
+    """How many tracks have no score, by source, where there are any."""
+    columns = {name: results.column(name, metric).values() for name in results.sources}
+    counts = {name: sum(map(math.isnan, values)) for name, values in columns.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
 def table(results: Results) -> str:
     """nSDR and SDR per source and overall, and what these are."""
     columns = [*results.sources, OVERALL]
@@ -65,6 +72,10 @@ def notes(results: Results) -> list[str]:
     if quiet := silent(results):
         listed = ", ".join(f"{name} in {count}" for name, count in quiet.items())
         lines.append(f"Silent references, in tracks: {listed}.")
+    for metric, name in SHOWN.items():
+        if lacking := unscored(results, metric):
+            listed = ", ".join(f"{source} in {number}" for source, number in lacking.items())
+            lines.append(f"Without {name}, in tracks, and left out of its numbers: {listed}.")
     return lines
 
 
@@ -75,6 +86,7 @@ def as_json(results: Results) -> dict[str, Any]:
         "folder": str(results.folder),
         "tracks": len(results.tracks),
         "silent": silent(results),
+        "unscored": {metric: unscored(results, metric) for metric in METRICS},
         **{
             kind: {metric: _plain(aggregate(results, metric, kind)) for metric in METRICS}
             for kind in KINDS

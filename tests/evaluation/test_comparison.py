@@ -195,3 +195,16 @@ def test_what_cannot_be_compared(pair, tmp_path):
         compare(a, results(tmp_path / "c", {name: {"piano": 1.0} for name in titles(3)}))
     with pytest.raises(ValueError, match="nothing to compare in .*a and .*c: no tracks are of one"):
         compare(a, results(tmp_path / "c", {"another": {"bass": 1.0}}))
+
+
+@pytest.mark.parametrize("metric", ["sir", "sar"])
+def test_what_depends_on_all_sources_is_not_compared_between_others(tmp_path, metric):
+    whole = results(tmp_path / "a", table(1), model={"name": "a", "sources": list(SOURCES)})
+    fewer = results(
+        tmp_path / "b",
+        table(1, sources=("drums", "vocals")),
+        model={"name": "b", "sources": ["drums", "vocals"]},
+    )
+    with pytest.raises(ValueError, match=f"can't be compared by {metric}, which depends on all"):
+        compare(whole, fewer, metrics=[metric])
+    assert compare(whole, fewer, metrics=["sdr"]).sources == ["drums", "vocals"]

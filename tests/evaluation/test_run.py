@@ -188,6 +188,10 @@ def test_a_silent_reference_has_no_score_and_is_counted(root, tmp_path):
     assert aggregate(results, "nsdr", "mean")["bass"] == bob.score("bass", "nsdr")
     assert "Silent references, in tracks: bass in 1." in table(results).splitlines()
     assert as_json(results)["silent"] == {"bass": 1}
+    unscored = as_json(results)["unscored"]
+    assert unscored["nsdr"] == {"bass": 1}
+    assert unscored["sdr"] == dict.fromkeys(results.sources, 1)
+    assert "Without nSDR, in tracks, and left out of its numbers: bass in 1." in table(results)
 
 
 def test_a_track_that_fails_does_not_stop_the_others(root, data, tmp_path):
