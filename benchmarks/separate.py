@@ -1,6 +1,6 @@
 """Separation beside the reference package's, in turns, at the full default sizes.
 
-    python benchmarks/separate.py [--models HDemucs] [--seconds 24] [--rounds 3] [--command]
+    python benchmarks/separate.py [--models HDemucs] [--seconds 48] [--rounds 3] [--command]
                                   [--batch-size 1] [--gains loud] [--weights FILE]
 
 Both sides have the same weights and the same file: a real recording, over and over. No shifts, an
@@ -165,7 +165,8 @@ def compare_commands(package: Package, mixture: Tensor, rounds: int, batch_size:
         audio.write("song.wav", mixture, samplerate=RATE, subtype="FLOAT")
         options = ["--repo", ".", "-n", "model", "--shifts", "0", "--float32", "song.wav"]
         options += ["-d", DEVICE]
-        own = [sys.executable, "-m", "demucs_lightning.commands.separate", *options]
+        start = "from demucs_lightning.commands import main; main()"
+        own = [sys.executable, "-c", start, "separate", *options]
         own += [] if batch_size is None else ["--batch-size", str(batch_size)]
         sides = {
             "fp32": [*own, "-o", "own", "--overwrite", "--precision", "fp32"],
@@ -191,7 +192,7 @@ def compare_commands(package: Package, mixture: Tensor, rounds: int, batch_size:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Separation beside the reference's.")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--seconds", type=float, default=24.0, help="length of the recording")
+    parser.add_argument("--seconds", type=float, default=48.0, help="length of the recording")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
     parser.add_argument("--command", action="store_true", help="the commands too")

@@ -1,4 +1,4 @@
-"""The process of a command keeps the memory that it frees."""
+"""Freed memory is kept by the process of a command, and by another's while it separates."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from demucs_lightning.commands import allocator
+from demucs_lightning import allocator
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
@@ -50,19 +50,98 @@ def glibc() -> bool:
     return hasattr(os, "confstr") and "CS_GNU_LIBC_VERSION" in os.confstr_names
 
 
-def test_commands_keep_what_they_free():
-    kept = faults("import demucs_lightning.commands")
-    # The library leaves the allocator of its host alone.
-    left = faults("import demucs_lightning")
+ALLOCATOR = "from demucs_lightning.allocator import kept, own_process\n"
+OWN, WHILE = ALLOCATOR + "own_process()", ALLOCATOR + "held = kept(); held.__enter__()"
+IMPORTED = "import demucs_lightning.commands.separate"
+AFTER = ALLOCATOR + "with kept(), kept(): pass"
+BOTH = ALLOCATOR + "own_process()\nwith kept(): pass"
+
+
+@pytest.mark.parametrize("setting", [OWN, WHILE, BOTH])
+def test_freed_memory_is_kept(setting):
+    left = faults(IMPORTED)
     if glibc():
-        assert kept < 1000 < 30_000 < left
+        assert faults(setting) < 1000 < 30_000 < left
     else:
-        assert kept == pytest.approx(left, rel=0.1)
+        assert faults(setting) == pytest.approx(left, rel=0.1)
+
+
+def test_afterwards_it_is_returned():
+    assert faults(AFTER) == pytest.approx(faults(IMPORTED), rel=0.1)
+
+
+SEPARATION = """
+import ctypes
+import torch
+from demucs_lightning import Separator
+from demucs_lightning.models import HDemucs
+
+calls = []
+
+class Glibc:
+    def __init__(self, name): ...
+    def mallopt(self, *values):
+        calls.append(values)
+        return 1
+    def malloc_trim(self, pad):
+        calls.append("trim")
+
+ctypes.CDLL = Glibc
+separator = Separator(HDemucs(["vocals", "rest"], channels=4, nfft=512, depth=4), device="cpu")
+blocks = separator.stream(torch.randn(2, 44100 * 12).split(4410, dim=1), 44100)
+assert not calls
+next(blocks)
+assert (-4, 0) in calls and "trim" not in calls
+list(blocks)
+assert (-4, 65536) in calls and calls[-1] == "trim"
+"""
+
+
+def test_a_separator_keeps_it_while_it_computes():
+    env = {name: value for name, value in os.environ.items() if not chosen(name)}
+    command = [sys.executable, "-c", SEPARATION]
+    env["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+    assert done.returncode == 0, done.stderr
+
+
+PROGRAM = """
+import os, runpy, sys
+from demucs_lightning import commands
+from demucs_lightning import allocator
+
+def own_process():
+    sys.exit("own, and torch is loaded" if "torch" in sys.modules else "own")
+
+commands.own_process = allocator.own_process = own_process
+before = dict(os.environ)
+{call}
+sys.exit("as it was" if before == dict(os.environ) else "changed")
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("commands.main()", "own"),
+        ("commands.main(['--help'])", "as it was"),
+        ("import demucs_lightning.commands.separate", "as it was"),
+        ("runpy.run_path('train.py', run_name='__main__')", "own"),
+        ("runpy.run_path('test.py', run_name='__main__')", "own"),
+        ("runpy.run_path('train.py', run_name='imported')", "as it was"),
+    ],
+)
+def test_whose_process_it_is(call, said):
+    command = [sys.executable, "-c", PROGRAM.format(call=call), "--help"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=env)
+    assert done.stderr.strip() == said
 
 
 @pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LD_PRELOAD"])
 def test_the_choice_of_the_user_stays(monkeypatch, name):
     monkeypatch.setenv(name, "")
+    monkeypatch.setattr(allocator, "_keepers", allocator._Keepers())
     assert not allocator.keep_freed_memory()
 
 
@@ -74,4 +153,5 @@ def test_systems_without_it(monkeypatch, error):
     for name in filter(chosen, list(os.environ)):
         monkeypatch.delenv(name)
     monkeypatch.setattr(allocator.ctypes, "CDLL", load)
+    monkeypatch.setattr(allocator, "_keepers", allocator._Keepers())
     assert not allocator.keep_freed_memory()

@@ -67,7 +67,10 @@ def test_models_side_by_side(run):
     assert out.splitlines()[0].startswith("A  htdemucs · a · weights ")
     assert "shifts 1, overlap 0.25, segment 7.8, precision fp32" in out
     assert "on 8 tracks" in out
-    nsdr, sdr = out.split("SDR, dB ")[1:]
+    nsdr, sdr = out.split("\ndB ")[1:]
+    assert "nSDR (Music Demixing Challenge 2021)\ndB " in out
+    assert "SDR (BSS Eval v4 as of museval)\ndB " in out
+    assert f" · weights {a.settings['model']['hash'][:12]} · " in out
     assert row(nsdr, "    ") == ["drums", "bass", "other", "vocals", "overall"]
     for text, metric in ((nsdr, "nsdr"), (sdr, "sdr")):
         levels = [a.column(source, metric).values() for source in a.sources]
@@ -77,7 +80,7 @@ def test_models_side_by_side(run):
         raised = [value + 0.5 for value in expected]
         assert [float(cell) for cell in row(text, "B mean")] == pytest.approx(raised, abs=0.006)
         assert row(text, "B - A mean") == ["+0.500"] * 5
-        assert row(text, "   95 %") == ["+0.500"] * 10
+        assert row(text, "   95%") == ["+0.500"] * 10
         assert row(text, "B - A improved") == ["8", "of", "8"] * 5
     for name in ("nSDR", "SDR"):
         better = "B is better than A in drums, bass, other, vocals, overall"
@@ -92,10 +95,10 @@ def test_says_what_is_shown_and_what_is_not(run):
     constants("same", [5 + value for value in zigzag])
     constants("worse", [4 + value for value in zigzag])
     out, _ = run("a", "same", "worse", "--metric", "nsdr")
-    assert "nSDR: no difference is shown in bass, overall: it includes 0." in out
+    assert "nSDR: no difference is shown in bass, overall: the interval includes 0." in out
     assert "nSDR: C is worse than A in bass, overall: the interval excludes 0." in out
     assert "better than" not in out
-    low, high = map(float, row(out, "   95 %")[:2])
+    low, high = map(float, row(out, "   95%")[:2])
     assert low < 0 < high
     assert row(out, "C - A improved") == ["0", "of", "20"] * 2
     assert "too narrow" not in out
@@ -106,7 +109,7 @@ def test_one_track_and_few(run):
     constants("b", [6.0])
     out, _ = run("a", "b", "--metric", "nsdr")
     assert "on 1 track\n" in out
-    assert row(out, "   95 %") == ["-", "-"]
+    assert row(out, "   95%") == ["-", "-"]
     assert "no interval for bass, overall: that takes two tracks." in out
     assert "excludes" not in out
     constants("c", [5.0, 6, 7])
@@ -119,15 +122,43 @@ def test_missing_scores_are_counted(run):
     constants("a", [5.0, math.nan, *range(12)])
     constants("b", [6.0, 7.0, *range(12)])
     out, _ = run("a", "b", "--metric", "sdr")
-    assert "SDR: tracks without a score in A or B are left out: bass in 1, overall in 1." in out
+    assert "SDR: A has none for bass in 1 track (silent estimate): not compared." in out
+    assert "B has none" not in out
     assert row(out, "B - A improved")[:3] == ["1", "of", "13"]
+
+
+def test_infinite_scores_are_said_and_never_nan(run):
+    constants("a", [math.inf, math.inf, math.nan, 5.0, 6.0])
+    constants("b", [math.inf, 4.0, math.inf, 6.0, 8.0])
+    out, _ = run("a", "b", "--metric", "nsdr", "--tracks")
+    assert row(out, "B - A mean") == ["+1.000"] * 2
+    assert row(out, "B - A improved")[:3] == ["2", "of", "4"]
+    assert "nSDR: B - A is infinite for bass in 1 track, overall in 1 track: in no mean" in out
+    assert row(out, titles(2)[1]) == ["-inf"] * 2
+    assert row(out, titles(3)[2]) == ["-"] * 2
+    assert "nan" not in out
+    constants("c", [math.nan])
+    constants("d", [math.nan])
+    out, _ = run("c", "d", "--metric", "si_sdr", "--tracks")
+    assert "nan" not in out
+    assert row(out, "B - A mean") == ["-"] * 2
+
+
+def test_a_lone_source_has_no_sir(run):
+    constants("a", [math.inf] * 3)
+    constants("b", [math.inf] * 3)
+    out, _ = run("a", "b", "--metric", "sir")
+    assert row(out, "A median") == ["-"] * 2
+    for model in "AB":
+        why = "no other source that could interfere"
+        assert f"SIR: {model} has none for bass in 3 tracks ({why}): not compared." in out
 
 
 def test_every_track(run):
     constants("a", [5.0, 6, 7])
     constants("b", [5.5, 5.0, 7])
     out, _ = run("a", "b", "--metric", "nsdr", "--tracks")
-    table = out.split("nSDR, B - A ")[1].splitlines()[1:4]
+    table = out.split("nSDR, B - A, dB ")[1].splitlines()[1:4]
     names = titles(3)
     assert [line.split()[-1] for line in table] == ["-1.000", "+0.000", "+0.500"]
     for line, index in zip(table, (1, 2, 0), strict=True):
@@ -139,8 +170,8 @@ def test_sources_and_seed(run):
     tracks = read_results("a").tracks[:3]
     kept(Path("b"), [replace(each, sources={"bass": constant(4)}) for each in tracks])
     out, _ = run("a", "b", "--sources", "bass", "--metric", "sdr")
-    assert row(out, "SDR, dB") == ["bass", "overall"]
-    assert "Compared are the 3 tracks that all have: 5 of 8 in a are left out." in out
+    assert row(out, "dB") == ["bass", "overall"]
+    assert "Tracks that not all results have are left out: 5 of 8 in a." in out
     other, _ = run("a", "b", "--sources", "bass", "--metric", "sdr", "--seed", "5")
     assert "seed 5" in other
     assert row(other, "B - A mean") == row(out, "B - A mean")
@@ -165,6 +196,7 @@ def test_json(run, target):
         "tracks": 8,
         "improved": 0,
         "left_out": 0,
+        "infinite": 0,
     }
     assert len(bass["scores"]) == 2
     assert len(bass["scores"][0]) == len(found["tracks"]) == 8

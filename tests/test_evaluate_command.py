@@ -9,13 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from demucs_lightning.commands import evaluate
 from demucs_lightning.evaluation import report
 from demucs_lightning.evaluation.estimates import Separated
-from demucs_lightning.evaluation.results import read_results
-from tests.evaluation.songs import SOURCES, make_set, make_stems, model_file
+from demucs_lightning.evaluation.results import METRICS, read_results
+from tests.evaluation.songs import SOURCES, make_set, make_stems, model_file, write
+from tests.separator.models import RATE
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -57,7 +59,7 @@ def started(folder, *arguments, out="results"):
 def test_a_model_is_scored_into_a_folder_of_its_own(run, here):
     code, out, _ = run("mine.safetensors", "--json", "table.json")
     assert code == 0
-    (folder,) = (here / "results" / "FolderTracks-test").iterdir()
+    (folder,) = (here / "results" / "songs-test").iterdir()
     found = read_results(folder)
     digest = found.settings["model"]["hash"]
     assert folder.name == f"mine-{digest[:8]}"
@@ -72,10 +74,10 @@ def test_a_model_is_scored_into_a_folder_of_its_own(run, here):
         "overlap": 0.25,
         "segment": 2.0,
         "precision": "fp32",
-        "seed": 0,
+        "seed": 42,
     }
     lines = out.splitlines()
-    assert re.match(r"mine on CPU \(1 thread\) in fp32 · FolderTracks test: 2 tracks · ", lines[0])
+    assert re.match(r"mine on CPU \(1 thread\) in fp32 · songs test: 2 tracks · ", lines[0])
     assert re.match(r"1/2 test/Bob - Two: nSDR -?\d+\.\d\d dB, SDR .* x real time", lines[1])
     summary = json.loads((here / "table.json").read_text())
     for metric, kind in (("nsdr", "median"), ("sdr", "mean")):
@@ -102,7 +104,7 @@ def test_a_folder_of_stems_is_scored(run, here):
     code, out, err = run("theirs", "--shifts", "3")
     assert code == 0
     assert "theirs is a folder of stems: --shifts has no effect." in err
-    found = read_results(here / "results" / "FolderTracks-test" / "theirs")
+    found = read_results(here / "results" / "songs-test" / "theirs")
     assert found.settings["separation"] is None
     assert found.settings["model"]["hash"] is None
     assert found.column("bass", "nsdr").keys() == {"test/Ann - One", "test/Bob - Two"}
@@ -120,16 +122,86 @@ def test_parts_are_scored_and_the_last_one_has_the_table(run):
     line = ["mine.safetensors", "-o", "out"]
     code, out, _ = run(*line, "--shard", "1/2")
     assert code == 0
-    assert "1 of 2 tracks are scored: the last one prints the table." in out
+    command = re.search("in out, `(.*)` prints the table and computes nothing anew", out)
+    assert "1 of 2 tracks is scored, and other processes have 1 to score: once all " in out
     assert "SDR median" not in out
-    code, out, _ = run(*line, "--shard", "2/2")
+    code, out, _ = run(*line, "--shard", "2/2", "--json", "table.json")
     assert "SDR median" in out
+    assert command is not None
+    assert command[1].split()[:3] == ["demucs-lightning", "evaluate", "mine.safetensors"]
+    assert "--shard" not in command[1]
+    with pytest.raises(SystemExit):
+        evaluate.main(command[1].split()[2:])
+
+
+def test_what_is_known_is_written_while_others_are_at_work(run, here):
+    code, out, _ = run("mine.safetensors", "--shard=1/2", "--json", "table.json")
+    assert code == 0
+    assert "--shard" not in out
+    found = json.loads((here / "table.json").read_text())
+    assert found["complete"] is False
+    counts = {"tracks": 2, "wanted": 2, "scored": 1, "failed": 0, "left": 1, "busy": 0}
+    assert found["counts"] == counts
+    assert [row["track"] for row in found["scores"]] == ["test/Ann - One"]
+
+
+def test_one_file_has_all_that_a_paper_needs(run, here):
+    write(here / "songs" / "test" / "Ann - One", {"bass": np.zeros(2 * RATE)})
+    run("mine.safetensors", "--json", "table.json", "-o", "out")
+    text = (here / "table.json").read_text()
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found["complete"] is True
+    ann, bob = found["scores"]
+    (track, other) = read_results(here / "out").tracks
+    for source in SOURCES:
+        row = bob["sources"][source]
+        assert {metric: row[metric] for metric in METRICS} == {
+            metric: other.score(source, metric) for metric in METRICS
+        }
+        assert (row["silent"], row["windows"], row["windows_without_score"]) == (False, 3, 0)
+        assert row["reasons"] == {}
+    bass = ann["sources"]["bass"]
+    assert (bass["silent"], bass["nsdr"], bass["sdr"]) == (True, None, None)
+    assert bass["reasons"]["nsdr"] == "silent reference"
+    assert ann["sources"]["vocals"]["reasons"]["sdr"] == "silent reference of another source"
+    assert ann["sources"]["vocals"]["windows_without_score"] == 2
+    assert ann["machine"] == track.machine
+    assert found["versions"].keys() == {"demucs_lightning", "torch", "python"}
+    assert found["separation"]["seed"] == 42
+    assert "BSS Eval v4" in found["metrics"]["sdr"]
+    assert found["unscored"]["nsdr"] == {"bass": 1}
+
+
+def test_a_lone_source_has_no_sir_which_is_said(run, here):
+    make_stems(here / "theirs", here / "songs")
+    for path in (here / "theirs").rglob("bass.wav"):
+        path.unlink()
+    code, out, err = run("theirs", "--json", "table.json")
+    assert code == 0
+    assert "Only vocals will be scored: songs/test has" not in err
+    assert "Only vocals will be scored: songs alone has bass." in err
+    why = "no other source that could interfere"
+    assert f"vocals in 2 tracks ({why})." in out
+    row = json.loads((here / "table.json").read_text())["scores"][0]["sources"]["vocals"]
+    assert (row["sir"], row["reasons"]) == (None, {"sir": why})
+
+
+def test_folders_of_tracks_of_one_name_have_results_of_their_own(run, here, capsys):
+    run("mine.safetensors")
+    make_set(here / "b" / "songs", {"Zoe - New": 1.0})
+    with pytest.raises(SystemExit):
+        evaluate.main(["mine.safetensors", "--data", "b/songs", "-d", "cpu", "--no-report"])
+    first, second = sorted(path.name for path in (here / "results").iterdir())
+    assert re.fullmatch("songs-[0-9a-f]{6}-test", first)
+    assert second == "songs-test"
+    assert not list(here.rglob("*.old"))
+    assert len(list((here / "results" / "songs-test").glob("*/tracks/*.json"))) == 2
 
 
 def test_some_tracks_are_said_to_be_some(run):
     code, out, _ = run("mine.safetensors", "--tracks", "ann*")
     assert code == 0
-    assert "FolderTracks test, 1 of 2 tracks" in out
+    assert "songs test, 1 of 2 tracks" in out
 
 
 def test_a_track_that_fails_is_told_and_the_others_are_scored(run, here, monkeypatch):
@@ -142,8 +214,11 @@ def test_a_track_that_fails_is_told_and_the_others_are_scored(run, here, monkeyp
     monkeypatch.setattr(Separated, "estimates", estimates)
     code, out, err = run("mine.safetensors", "--json", "table.json")
     assert code == 1
+    assert err.count("Input/output error") == 1
     assert "failed: test/Ann - One: Input/output error: mixture.wav." in err
-    assert "FolderTracks test, 1 of 2 tracks" in out
+    assert "error: 1 track could not be scored: the same command tries it again." in err
+    assert re.search("[12]/2 test/Ann - One: failed", out)
+    assert "songs test, 1 of 2 tracks" in out
     assert list(json.loads((here / "table.json").read_text())["failed"]) == ["test/Ann - One"]
 
 

@@ -1,5 +1,6 @@
 """``python test.py``: the scores of ``evaluate``, with the settings of training."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from demucs_lightning.commands import evaluate
 from demucs_lightning.commands import test as scoring
 from demucs_lightning.commands import train as training
-from demucs_lightning.evaluation.results import read_results
+from demucs_lightning.evaluation.results import METRICS, read_results
 
 
 @pytest.fixture
@@ -53,8 +54,38 @@ def test_the_scores_are_those_of_evaluate(
     assert again.tracks[0].key == track.key
     assert again.settings == found.settings
 
+    # Without the settings of the run, the defaults are the same: so are the numbers.
+    bare = ["--data", str(tiny[0].removeprefix("data_root=")), "--tracks", track.track]
+    with pytest.raises(SystemExit):
+        evaluate.main([str(checkpoint), *bare, "-d", "cpu", "-o", str(tmp_path / "bare")])
+    bare = read_results(tmp_path / "bare")
+    assert bare.settings["separation"] == found.settings["separation"]
+    for source in found.sources:  # BSS Eval rounds otherwise, as the sources have another order
+        for metric in METRICS:
+            expected = pytest.approx(track.score(source, metric), abs=1e-4)
+            assert bare.tracks[0].score(source, metric) == expected
+
     scoring.main(line)
     assert "1 scored already" in capsys.readouterr().out
+
+
+def test_a_track_that_fails_is_told_and_the_others_are_scored(
+    checkpoint: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(shutil.copytree(tiny[0].removeprefix("data_root="), tmp_path / "lacking"))
+    (root / "test" / "Dan - Four" / "drums.wav").write_bytes(b"RIFF")
+    capsys.readouterr()
+    line = [f"resume_checkpoint={checkpoint}", f"data_root={root}", "data.workers=0"]
+    with pytest.raises(SystemExit) as stop:
+        scoring.main([*line, f"hydra.run.dir={tmp_path}/scored", "logger=csv"])
+    assert stop.value.code == 1
+    said = capsys.readouterr()
+    assert "CPU (1 thread) in fp32 · MusdbHQ test: 2 tracks" in said.out
+    assert "MusdbHQ test, 1 of 2 tracks" in said.out
+    assert said.err.count("failed: Dan - Four: ") == 1
+    assert said.err.splitlines()[-1].startswith("error: 1 track could not be scored: ")
+    (folder,) = (tmp_path / "run" / "results" / "MusdbHQ-test").iterdir()
+    assert [track.track for track in read_results(folder).tracks] == ["Eve - Five"]
 
 
 @pytest.mark.parametrize(

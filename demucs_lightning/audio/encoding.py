@@ -53,7 +53,7 @@ class Format:
 UP_TO_8 = tuple(range(1, 9))
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 BRAND = (("brand", "M4A "),)
-AIFF = Format("soundfile", "AIFF", subtypes=tuple(WIDTHS), max_bytes=2**32 - 2**16)
+AIFF = Format("soundfile", "AIFF", subtypes=tuple(WIDTHS), max_bytes=2**32 - 2**25)
 FORMATS = {
     ".wav": Format("wav", "wav", subtypes=tuple(WIDTHS)),
     ".flac": Format("av", "flac", "flac", subtypes=("PCM_16", "PCM_24"), channels=UP_TO_8),

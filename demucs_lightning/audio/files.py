@@ -22,7 +22,8 @@ def existing(path: str | Path) -> Path:
     if path.is_dir():
         raise FileNotFoundError(f"{path} is a folder: an audio file was expected.")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: an audio file was expected.")
+        what = "no file but a device or a pipe" if path.exists() else "not there"
+        raise FileNotFoundError(f"{path} is {what}: an audio file was expected.")
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty (0 bytes): an audio file was expected.")
     if not os.access(path, os.R_OK):
@@ -48,12 +49,15 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-# What FFmpeg says where its own words would lead astray.
+# What FFmpeg and libsndfile say where their own words would lead astray.
+NONE, ENDS = ": it is none, or it is damaged", ": it ends too early"
 CRYPTIC = {
     "Operation not permitted": "",
-    "End of file": ": it ends too early",
-    "Invalid data found when processing input": ": its content is none",
+    "End of file": ENDS,
+    "Invalid data found when processing input": NONE,
     "Invalid argument": "",
+    "Format not recognised": NONE,
+    "Error in WAV file. No 'data' chunk marker": ENDS,
 }
 
 

@@ -1,11 +1,17 @@
 """What an audio stream holds, and whether that can be."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 # Beyond these a header is damaged: a rate of 1 Hz would make a second of audio out of one sample.
 RATES = (100, 1_000_000)
 MAX_CHANNELS = 64
+# Of full scale. Whole numbers of 32 bits, which nobody has scaled, stay below it; what is above is
+# damage, and from 1e37 on sums of it are infinite.
+LOUDEST = 1e10
 
 
 @dataclass(frozen=True)
@@ -34,3 +40,15 @@ def plausible(path: Path, samplerate: int, channels: int) -> None:
         raise ValueError(f"{path} is damaged: {samplerate} Hz is no rate of audio.")
     if not 1 <= channels <= MAX_CHANNELS:
         raise ValueError(f"{path} has {channels} channels: 1 to {MAX_CHANNELS} can be read.")
+
+
+def fault_in(block: Tensor) -> tuple[int, str] | None:
+    """Where in (C, t) the first sample is that no recording has, and what it is; None if all are
+    sound."""
+    good = block.abs() <= LOUDEST  # NaN is not
+    if good.all():
+        return None
+    at = int((~good).any(dim=0).nonzero()[0])
+    worst = block[:, at][~good[:, at]][0].item()
+    what = f"values beyond any sound ({worst:.0e})"
+    return at, what if math.isfinite(worst) else "NaN or infinite values"

@@ -1,8 +1,6 @@
 """What a file says of itself: title, artist, cover, ..., read from any format and carried over.
 
-FLAC, MP3, M4A, `.stem.mp4`, Opus and WAV (LIST INFO and ID3) hold all of `Tags`. Those of Ogg
-Vorbis are written without cover, album artist, disc and composer, and AIFF with nothing but title,
-artist, comment and copyright.
+FLAC, MP3, M4A, `.stem.mp4`, Ogg (Vorbis, Opus), WAV (LIST INFO and ID3) and AIFF (ID3) hold all.
 """
 
 import base64
@@ -23,6 +21,8 @@ log = logging.getLogger(__name__)
 
 MIMES = {"png": "image/png", "mjpeg": "image/jpeg"}
 FRONT_COVER = 3
+PICTURE = "METADATA_BLOCK_PICTURE"
+VORBIS_NAMES = {"album_artist": "albumartist", "track": "tracknumber", "disc": "discnumber"}
 LARGEST_COVER = 16 * 2**20  # bytes: what a picture in a FLAC can have
 
 
@@ -97,6 +97,14 @@ def attach_cover(container: OutputContainer, cover: bytes) -> av.VideoStream | N
         return None
     stream.disposition = Disposition.attached_pic
     return stream
+
+
+def vorbis_comments(tags: Tags) -> list[bytes]:
+    """The tags as Ogg holds them, NAME=text each, the cover among them."""
+    texts = {VORBIS_NAMES.get(name, name): text for name, text in tags.texts().items()}
+    if tags.cover:
+        texts[PICTURE] = picture_comment(tags)
+    return [f"{name.upper()}={text}".encode("utf-8", "replace") for name, text in texts.items()]
 
 
 def picture_comment(tags: Tags) -> str:

@@ -1,6 +1,5 @@
 """A recording of any length, block by block, at the rate and with the channels asked for."""
 
-import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +10,7 @@ from torch import Tensor
 from demucs_lightning.audio.convert import Resampler, convert_channels, resampled_length
 from demucs_lightning.audio.decoding import BLOCK, blocks, info, resized
 from demucs_lightning.audio.files import existing, no_audio
-from demucs_lightning.audio.form import AudioInfo
-
-LOUDEST = 1e10  # full scale is 1; beyond this a sample is damage, and sums of it overflow
+from demucs_lightning.audio.form import AudioInfo, fault_in
 
 
 class AudioReader:
@@ -81,14 +78,11 @@ class AudioReader:
                 f"{self.path} is damaged: it has {block.shape[0]} channels, not the "
                 f"{self.info.channels} that its header says."
             )
-        if not (block.abs() <= LOUDEST).all():  # NaN is not
-            bad = int((~(block.abs() <= LOUDEST)).any(dim=0).nonzero()[0])
-            second = (done + bad) / self.info.samplerate
-            worst = block[:, bad][~(block[:, bad].abs() <= LOUDEST)][0].item()
-            what = f"values beyond any sound ({worst:.0e})"
-            what = what if math.isfinite(worst) else "NaN or infinite values"
+        if fault := fault_in(block):
+            second = (done + fault[0]) / self.info.samplerate
             raise ValueError(
-                f"{self.path} holds {what} from second {second:.3f} on: it is no usable recording."
+                f"{self.path} holds {fault[1]} from second {second:.3f} on: it is no usable "
+                "recording."
             )
 
 

@@ -1,7 +1,7 @@
 """What writes a format: blocks go in as the steps or floats that the file will hold.
 
-WAV is written here (see wav.py), Ogg Vorbis and AIFF by libsndfile, and FLAC, MP3, M4A and Opus by
-FFmpeg, which can give them a cover.
+WAV is written here (see wav.py), Ogg Vorbis and AIFF by libsndfile, which leaves most of their tags
+to ogg.py and id3.py, and FLAC, MP3, M4A and Opus by FFmpeg.
 """
 
 from contextlib import suppress
@@ -18,16 +18,21 @@ from torch import Tensor
 
 from demucs_lightning.audio.encoding import LAYOUTS, Encoding, Format, configure
 from demucs_lightning.audio.files import native, url
-from demucs_lightning.audio.id3 import tag
-from demucs_lightning.audio.metadata import Tags, attach_cover, picture_comment
-from demucs_lightning.audio.ogg import settle
+from demucs_lightning.audio.id3 import append, tag
+from demucs_lightning.audio.metadata import (
+    PICTURE,
+    Tags,
+    attach_cover,
+    picture_comment,
+    vorbis_comments,
+)
+from demucs_lightning.audio.ogg import filler, settle
 from demucs_lightning.audio.wav import WavFile
 
 VORBIS_QUALITY = 0.8  # of 1: about 256 kbit/s
 PIECE = (
     2**14
 )  # frames that libsndfile is given at a time: its Vorbis encoder puts them on the stack
-SETTERS = ("title", "artist", "album", "track", "date", "genre", "comment", "copyright")
 
 
 @dataclass(frozen=True)
@@ -91,9 +96,9 @@ class SoundfileTarget:
             subtype=job.form.codec or job.subtype,
             compression_level=1 - VORBIS_QUALITY if job.form.codec else None,
         )
-        for name, text in job.tags.texts().items():
-            if name in SETTERS:
-                setattr(self._file, "tracknumber" if name == "track" else name, text)
+        self._comments = vorbis_comments(job.tags) if job.form.container == "OGG" else []
+        if self._comments:
+            self._file.date = filler(self._comments)
 
     def write(self, block: Tensor) -> None:
         block = block << self._shift if self._shift else block
@@ -103,7 +108,9 @@ class SoundfileTarget:
     def close(self) -> None:
         self._file.close()
         if self._job.form.container == "OGG":
-            settle(self._job.path)
+            settle(self._job.path, self._comments)
+        elif content := tag(self._job.tags, all_texts=True):
+            append(self._job.path, content)
 
     def abort(self) -> None:
         with suppress(soundfile.SoundFileError):
@@ -141,7 +148,7 @@ class AvTarget:
         if not tags.cover:
             return
         if form == "opus":
-            self._container.metadata["METADATA_BLOCK_PICTURE"] = picture_comment(tags)
+            self._container.metadata[PICTURE] = picture_comment(tags)
         elif picture := attach_cover(self._container, tags.cover):
             self._container.start_encoding()
             packet = av.Packet(tags.cover)

@@ -128,7 +128,9 @@ class Evaluations(Callback):
             started.checkpoint.unlink(missing_ok=True)
         try:
             summary = json.loads(started.summary.read_text(encoding="utf-8"))
-            log.info("Test of epoch %d:\n%s", started.epoch, summary["table"])
+            for reason in summary["failed"].values():
+                log.warning("Test of epoch %d: no scores of %s", started.epoch, reason)
+            log.info("Test of epoch %d:\n%s", started.epoch, summary["table"] or "no scores")
             scores = {"test/epoch": float(started.epoch), **_scores(summary)}
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             code = started.process.returncode

@@ -1,5 +1,12 @@
-"""One validation track to hear and see: audio and a spectrogram of every stem, in the logger."""
+"""One validation track to hear and see: audio and a spectrogram of every stem, in the logger.
 
+To draw them takes the first process a second or two. It does so in a thread, as the others would
+wait for it.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any
 
 from lightning import Callback, Trainer
@@ -19,6 +26,7 @@ class Excerpts(Callback):
         if seconds <= 0:
             raise ValueError(f"excerpt.seconds is {seconds}: it must be above 0.")
         self.every, self.seconds = every, seconds
+        self._drawn: Future[None] | None = None
 
     def on_validation_batch_end(  # noqa: PLR0913
         self,
@@ -35,12 +43,44 @@ class Excerpts(Callback):
         samplerate = pl_module.model.samplerate
         middle = _middle(outputs[0], int(self.seconds * samplerate)).float().cpu()
         named = zip(pl_module.model.sources, middle, strict=True)
-        stems = {name: _audible(stem) for name, stem in named}
-        for logger in trainer.loggers:
+        excerpt = Excerpt(dict(named), samplerate, batch["track"][0], trainer.global_step)
+        self._finish()
+        thread = ThreadPoolExecutor(1)
+        self._drawn = thread.submit(excerpt.show, trainer.loggers)
+        thread.shutdown(wait=False)
+
+    def _finish(self) -> None:
+        """Wait for the last excerpt; what has failed with it is raised."""
+        drawn, self._drawn = self._drawn, None
+        if drawn is not None:
+            drawn.result()
+
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        self._finish()
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        drawn, self._drawn = self._drawn, None
+        if drawn is not None:
+            wait([drawn])
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """``stems`` (C, T) of a validation track, after so many steps."""
+
+    stems: dict[str, Tensor]
+    samplerate: int
+    track: str
+    step: int
+
+    def show(self, loggers: Sequence[Any]) -> None:
+        """Give it to those loggers that can show it."""
+        stems = {name: _audible(stem) for name, stem in self.stems.items()}
+        for logger in loggers:
             if isinstance(logger, TensorBoardLogger):
-                _to_tensorboard(logger, stems, samplerate, trainer.global_step)
+                _to_tensorboard(logger, stems, self.samplerate, self.step)
             elif isinstance(logger, WandbLogger):
-                _to_wandb(logger, stems, samplerate, batch["track"][0])
+                _to_wandb(logger, stems, self.samplerate, self.track)
 
 
 def _middle(stems: Tensor, length: int) -> Tensor:

@@ -1,16 +1,14 @@
-"""The command ``demucs-lightning``: one file a subcommand."""
+"""The command ``demucs-lightning``: one file a subcommand.
 
-import os
+To import it changes nothing in a process; where the process is the command's own, the program that
+it runs says so (see allocator.py).
+"""
+
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from demucs_lightning.commands.allocator import keep_freed_memory
-
-# Before torch is loaded. A thread that waits by spinning takes the core from the one it waits for:
-# a step was ten times slower on a busy machine (benchmarks/NOTES.md).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-keep_freed_memory()
+from demucs_lightning.allocator import own_process
 
 COMMANDS = {
     "train": "train a separator; settings as key=value, --help lists them",
@@ -34,7 +32,10 @@ USAGE = "\n".join(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command that the first argument names with the others."""
+    """Run the command that the first argument names with the others; without ``argv`` those of the
+    process, which is then the command's own."""
+    if argv is None:
+        own_process()
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help", "help"):
         print(USAGE)

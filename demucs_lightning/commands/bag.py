@@ -20,6 +20,7 @@ from pathlib import Path
 
 from demucs_lightning import pretrained
 from demucs_lightning.commands.explain import explained
+from demucs_lightning.commands.options import Parser
 from demucs_lightning.commands.repository import check_target, same_model, size_of, write_signed
 from demucs_lightning.data.disk import amount, check_space
 from demucs_lightning.pretrained.files import signed, write_whole
@@ -36,9 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        "demucs-lightning bag", description="Put models together that separate as one."
-    )
+    top = Parser("demucs-lightning bag", description="Put models together that separate as one.")
     top.add_argument("name", metavar="NAME", help="of the bag")
     top.add_argument(
         "members",

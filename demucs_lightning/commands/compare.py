@@ -12,21 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demucs_lightning.commands.explain import explained
-from demucs_lightning.evaluation.bootstrap import RESAMPLES, SEED
+from demucs_lightning.commands.options import Parser
+from demucs_lightning.evaluation.bootstrap import LEVEL, RESAMPLES, SEED
 from demucs_lightning.evaluation.comparison import Comparison, Difference, as_json, compare
 from demucs_lightning.evaluation.results import METRICS, read_results, write_text
-from demucs_lightning.evaluation.table import KINDS, OVERALL
+from demucs_lightning.evaluation.scoring import FULL, NAMES
+from demucs_lightning.evaluation.table import KINDS, OVERALL, shown, weights
+from demucs_lightning.evaluation.unscored import count, listed
 
-NAMES = {
-    "nsdr": "nSDR",
-    "si_sdr": "SI-SDR",
-    "sdr": "SDR",
-    "isr": "ISR",
-    "sir": "SIR",
-    "sar": "SAR",
-}
 FEW = 10  # tracks, below which an interval is narrower than it should be
 WIDTH = 16  # of a column
+SIGNED = "+.3f"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         "demucs-lightning compare",
         description="Models side by side, on the tracks and sources that all results have.",
     )
@@ -66,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     quiet = options.json == "-"
     print(described(comparison, by_track=options.tracks), file=sys.stderr if quiet else sys.stdout)
     if options.json:
-        written = json.dumps(as_json(comparison), indent=1, ensure_ascii=False)
+        written = json.dumps(as_json(comparison), indent=1, ensure_ascii=False, allow_nan=False)
         if quiet:
             print(written)
         else:
@@ -102,8 +98,7 @@ def letter(model: int) -> str:
 def described(comparison: Comparison, *, by_track: bool = False) -> str:
     """What the command prints."""
     lines = [_legend(comparison, model) for model in range(len(comparison.results))]
-    count = len(comparison.tracks)
-    lines += [f"on {count} track{'s' * (count != 1)}", *comparison.notes]
+    lines += [f"on {count(len(comparison.tracks), 'track')}", *comparison.notes]
     for metric in comparison.metrics:
         lines += ["", *_table(comparison, metric)]
         if by_track:
@@ -115,10 +110,10 @@ def described(comparison: Comparison, *, by_track: bool = False) -> str:
 def _legend(comparison: Comparison, model: int) -> str:
     results = comparison.results[model]
     separation = results.settings.get("separation") or {}
-    shown = [f"{key} {'own' if value is None else value}" for key, value in separation.items()]
-    digest = results.settings["model"].get("hash")
-    parts = [results.name, str(results.folder), *([f"weights {digest[:8]}"] if digest else [])]
-    return f"{letter(model):<3}{' · '.join([*parts, ', '.join(shown) or 'a folder of stems'])}"
+    told = [f"{key} {'own' if value is None else value}" for key, value in separation.items()]
+    digest = weights(results)
+    parts = [results.name, str(results.folder), *([f"weights {digest}"] if digest else [])]
+    return f"{letter(model):<3}{' · '.join([*parts, ', '.join(told) or 'a folder of stems'])}"
 
 
 def _row(title: str, cells: Sequence[str], first: int) -> str:
@@ -126,54 +121,67 @@ def _row(title: str, cells: Sequence[str], first: int) -> str:
 
 
 def _table(comparison: Comparison, metric: str) -> list[str]:
-    columns, name = comparison.columns, NAMES[metric]
+    columns = comparison.columns
     models = range(len(comparison.results))
-    first = 2 + max(len(name), len(f"{letter(models[-1])} - A improved"))
-    lines = [_row(f"{name}, dB", columns, first)]
+    first = 2 + len(f"{letter(models[-1])} - A improved")
+    lines = [FULL[metric], _row("dB", columns, first)]
     for model in models:
         for kind in KINDS:
-            cells = [f"{comparison.level(metric, c, kind)[model]:.2f}" for c in columns]
+            cells = [shown(comparison.level(metric, c, kind)[model]) for c in columns]
             lines.append(_row(f"{letter(model)} {kind}", cells, first))
     for model in models[1:]:
         title = f"{letter(model)} - A"
         found = {c: comparison.difference(metric, c, model) for c in columns}
-        lines.append(_row(f"{title} mean", [f"{d.mean:+.3f}" for d in found.values()], first))
-        lines.append(_row("   95 %", [_interval(d) for d in found.values()], first))
-        improved = [f"{d.improved} of {d.tracks}" for d in found.values()]
+        means = [shown(each.mean, SIGNED) for each in found.values()]
+        improved = [f"{each.improved} of {each.tracks}" for each in found.values()]
+        lines.append(_row(f"{title} mean", means, first))
+        lines.append(_row(f"   {LEVEL:.0%}", [_interval(each) for each in found.values()], first))
         lines.append(_row(f"{title} improved", improved, first))
-        lines += [*_verdict(found, name, letter(model))]
-    return lines
+        lines += _verdict(found, NAMES[metric], letter(model))
+    return lines + _left_out(comparison, metric)
 
 
 def _interval(difference: Difference) -> str:
     if math.isnan(difference.low):
-        return "-"
-    return f"{difference.low:+.3f} {difference.high:+.3f}"
+        return shown(math.nan)
+    return f"{difference.low:{SIGNED}} {difference.high:{SIGNED}}"
 
 
 def _verdict(found: dict[str, Difference], name: str, other: str) -> list[str]:
-    """Where the interval excludes 0, in words, and what is missing."""
-    groups = {
-        f"{other} is better than A": [c for c, d in found.items() if d.low > 0],
-        f"{other} is worse than A": [c for c, d in found.items() if d.high < 0],
+    """Where the interval excludes 0, in words, and where there is none."""
+    said = {
+        f"{other} is better than A in {{}}: the interval excludes 0": [
+            c for c, each in found.items() if each.low > 0
+        ],
+        f"{other} is worse than A in {{}}: the interval excludes 0": [
+            c for c, each in found.items() if each.high < 0
+        ],
+        "no difference is shown in {}: the interval includes 0": [
+            c for c, each in found.items() if each.low <= 0 <= each.high
+        ],
+        "no interval for {}: that takes two tracks": [
+            c for c, each in found.items() if math.isnan(each.low)
+        ],
     }
-    lines = [
-        f"{name}: {title} in {', '.join(columns)}: the interval excludes 0."
-        for title, columns in groups.items()
-        if columns
-    ]
-    open_ = [c for c, d in found.items() if d.tracks > 1 and not d.decided]
-    if open_:
-        lines.append(f"{name}: no difference is shown in {', '.join(open_)}: it includes 0.")
-    if single := [c for c, d in found.items() if d.tracks < 2]:
-        lines.append(f"{name}: no interval for {', '.join(single)}: that takes two tracks.")
-    if few := [c for c, d in found.items() if 2 <= d.tracks < FEW]:
-        counts = min(found[c].tracks for c in few)
-        lines.append(f"{name}: from so few tracks ({counts}) intervals come out too narrow.")
-    if lacking := {c: d.left_out for c, d in found.items() if d.left_out}:
-        counts = ", ".join(f"{column} in {count}" for column, count in lacking.items())
-        lines.append(f"{name}: tracks without a score in A or {other} are left out: {counts}.")
+    lines = [f"{name}: {text.format(', '.join(c))}." for text, c in said.items() if c]
+    counts = [each.tracks - each.infinite for each in found.values()]
+    if few := [number for number in counts if 2 <= number < FEW]:
+        lines.append(f"{name}: from so few tracks ({min(few)}) intervals come out too narrow.")
+    if infinite := {c: each.infinite for c, each in found.items() if each.infinite}:
+        where = ", ".join(f"{column} in {count(n, 'track')}" for column, n in infinite.items())
+        lines.append(
+            f"{name}: {other} - A is infinite for {where}: in no mean of others and no interval."
+        )
     return lines
+
+
+def _left_out(comparison: Comparison, metric: str) -> list[str]:
+    """Where a model has no score, and why."""
+    return [
+        f"{NAMES[metric]}: {letter(model)} has none for {listed(counts)}: not compared."
+        for model, counts in enumerate(comparison.unscored(metric))
+        if counts
+    ]
 
 
 def _by_track(comparison: Comparison, metric: str, model: int) -> list[str]:
@@ -181,9 +189,9 @@ def _by_track(comparison: Comparison, metric: str, model: int) -> list[str]:
     columns = [comparison.differences(metric, c, model) for c in comparison.columns]
     rows = list(zip(comparison.tracks, *columns, strict=True))
     rows.sort(key=lambda row: (math.isnan(row[-1]), row[-1]))
-    first = 2 + max(len(track) for track in [*comparison.tracks, "SI-SDR, B - A"])
-    title = f"{NAMES[metric]}, {letter(model)} - A"
-    cells = [(track, [f"{v:+.3f}" for v in values]) for track, *values in rows]
+    title = f"{NAMES[metric]}, {letter(model)} - A, dB"
+    first = 2 + max(map(len, [*comparison.tracks, title]))
+    cells = [(track, [shown(value, SIGNED) for value in values]) for track, *values in rows]
     return [_row(title, comparison.columns, first), *(_row(*each, first) for each in cells)]
 
 
@@ -191,10 +199,11 @@ def _footnotes(comparison: Comparison) -> list[str]:
     definitions = comparison.results[0].settings["metrics"]
     return [
         *(f"{NAMES[m]}: {definitions[m].rstrip('.')}." for m in comparison.metrics),
-        f"median, mean: over the tracks; {OVERALL}: the mean over the sources.",
-        f"95 %: BCa bootstrap of the mean over the tracks, paired, {RESAMPLES:,} draws, seed "
-        f"{comparison.seed}. Each interval stands by itself: of twenty between models that are "
-        "alike, one is expected to exclude 0.",
+        f"median, mean: over the tracks that all have a score of; {OVERALL}: the mean over the "
+        "sources.",
+        f"{LEVEL:.0%}: BCa bootstrap of the mean over the tracks, paired, {RESAMPLES:,} draws, "
+        f"seed {comparison.seed}. Each interval stands by itself: of twenty between models that "
+        "are alike, one is expected to exclude 0.",
     ]
 
 

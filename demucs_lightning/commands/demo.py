@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from demucs_lightning import audio
+from demucs_lightning.allocator import own_process
 from demucs_lightning.commands import settings
 from demucs_lightning.commands.explain import explained
 from demucs_lightning.commands.train import run
@@ -118,4 +119,5 @@ def write_stems(
 
 
 if __name__ == "__main__":
+    own_process()
     main()

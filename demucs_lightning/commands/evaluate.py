@@ -1,13 +1,14 @@
 """``demucs-lightning evaluate MODEL``: a model, or a folder of stems, scored on a test set.
 
 Several of these may fill one folder at once, on one machine or many: each takes the tracks that
-nobody works on, and the one that ends last prints the table.
+nobody works on, and the one that ends last prints the table; so does the same command again.
 """
 
 import argparse
 import io
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,9 @@ import torch
 from omegaconf import OmegaConf
 
 from demucs_lightning import pretrained
+from demucs_lightning.allocator import own_process
 from demucs_lightning.commands.explain import explained
+from demucs_lightning.commands.options import Parser
 from demucs_lightning.commands.scoreboard import Scoreboard, conclude
 from demucs_lightning.commands.separate import INTERRUPTED, Console, folder_of
 from demucs_lightning.commands.signals import terminable
@@ -29,12 +32,13 @@ from demucs_lightning.evaluation.estimates import (
     model_hash,
 )
 from demucs_lightning.evaluation.run import Evaluation, Outcome
+from demucs_lightning.evaluation.settled import usual_folder
 from demucs_lightning.evaluation.tracks import (
     KINDS,
     SUBSETS,
     TrackSet,
     guessed,
-    of_dataset,
+    of_settings,
     open_set,
 )
 from demucs_lightning.pretrained import released
@@ -50,7 +54,8 @@ RESULTS = Path("results")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    line = list(sys.argv[1:] if argv is None else argv)
+    options = parser().parse_args(line)
     for stream in (sys.stdout, sys.stderr):  # a name may be bytes that are no text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -58,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with explained():
         try:
             with terminable():
-                outcome = evaluate(options)
+                outcome = evaluate(options, command=whole(line))
         except KeyboardInterrupt:
             print("Interrupted: the same command goes on with the tracks that are left.")
             sys.exit(INTERRUPTED)
@@ -68,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         "demucs-lightning evaluate",
         description="Score a model on a test set. What is scored already is not computed again.",
     )
@@ -136,30 +141,42 @@ def _data_options(top: argparse.ArgumentParser) -> None:
     )
 
 
-def evaluate(options: argparse.Namespace) -> Outcome:
-    """Score all tracks, going on where one fails, and print the table."""
+def whole(line: Sequence[str]) -> str:
+    """The command that scores what all parts of this one do together."""
+    kept = [each for each in line if not each.startswith("--shard=")]
+    if "--shard" in kept:
+        del kept[kept.index("--shard") : kept.index("--shard") + 2]
+    if len(kept) == len(line):
+        return "the same command"
+    return f"`{shlex.join(['demucs-lightning', 'evaluate', *kept])}`"
+
+
+def evaluate(options: argparse.Namespace, *, command: str) -> Outcome:
+    """Score all tracks, going on where one fails, and print the table, as ``command`` would do
+    once more."""
     if options.nice and hasattr(os, "nice"):
         os.nice(NICE)
     if options.jobs < 0:
         raise ValueError(f"--jobs is {options.jobs}: it must be 0, one for each core, or more.")
     if options.jobs:
         torch.set_num_threads(options.jobs)
-    part = shard_of(options.shard)
+    number, parts = shard_of(options.shard)
     run: Any = OmegaConf.load(_existing(options.settings)) if options.settings else None
     data = data_of(options, run)
     workers = judges(options, run)
-    folder = options.out or RESULTS / f"{data.name}-{data.subset}" / name_of(options, workers[0])
+    chosen = data.chosen(options.tracks) if options.tracks else data
+    folder = options.out or usual_folder(RESULTS, data, name_of(options, workers[0]))
     evaluation = Evaluation(folder, workers, data, excerpts=not options.no_report)
-    tracks = data.chosen(options.tracks).tracks if options.tracks else data.tracks
-    tracks = tracks[part[0] :: part[1]]
+    own = chosen.only(chosen.names[number::parts])
     quiet = options.json == "-"
-    with Scoreboard(evaluation, tracks, place=place_of(workers), quiet=quiet) as board:
-        outcome = evaluation.run(tracks, board)
+    with Scoreboard(evaluation, own, place=place_of(workers), quiet=quiet) as board:
+        outcome = evaluation.run(own, board)
     conclude(
         outcome,
+        chosen.names,
+        command=command,
         report=not options.no_report,
         json_file=options.json,
-        partial=len(tracks) < len(data.tracks) and not options.tracks,
     )
     return outcome
 
@@ -180,7 +197,7 @@ def data_of(options: argparse.Namespace, run: Any) -> TrackSet:
         from hydra.utils import instantiate  # seconds, which few calls need
 
         subset = options.subset or "test"
-        return of_dataset(instantiate(run.dset)(subset=subset, segment=None), subset)
+        return of_settings(instantiate(run.dset), subset)
     root = options.data
     kind = options.dset or (guessed(root) if root and root.is_dir() else KINDS[0])
     if options.download and not kind.startswith("musdb"):
@@ -192,11 +209,13 @@ def data_of(options: argparse.Namespace, run: Any) -> TrackSet:
 
 def default_root(kind: str) -> Path:
     """Where conf/ has a data set."""
-    from demucs_lightning.commands.settings import conf_folder
+    return Path(_conf(f"dset/{kind}").get("data_root") or _conf("config").data_root)
 
-    own: Any = OmegaConf.load(conf_folder() / "dset" / f"{kind}.yaml")
-    every: Any = OmegaConf.load(conf_folder() / "config.yaml")
-    return Path(own.get("data_root") or every.data_root)
+
+def _conf(name: str) -> Any:
+    from demucs_lightning.commands.settings import conf_folder  # seconds, too
+
+    return OmegaConf.load(conf_folder() / f"{name}.yaml")
 
 
 def judges(options: argparse.Namespace, run: Any) -> list[Judged]:
@@ -209,14 +228,20 @@ def judges(options: argparse.Namespace, run: Any) -> list[Judged]:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             log.warning("%s is a folder of stems: %s has no effect.", path, names)
         return [Stems(path)]
-    planned = {name: run.test[name] for name in CHOICES if name in run.test} if run else {}
-    settings = Settings(**{**planned, **given})
+    settings = Settings(**{**planned(run), **given})
     model = pretrained.load_model(options.model, repo=options.repo, offline=options.offline or None)
     digest, name = model_hash(model), title_of(options.model)
     return [
         Separated(model, name=name, digest=digest, device=device, settings=settings)
         for device in devices_of(device_of(options.device))
     ]
+
+
+def planned(run: Any) -> dict[str, Any]:
+    """How a run tests its model; without one, as conf/ has it, but as many chunks as fit."""
+    test = (run or _conf("config")).test
+    names = [name for name in CHOICES if name in test and (run or name != "batch_size")]
+    return {name: test[name] for name in names}
 
 
 def device_of(wanted: str) -> str:
@@ -247,7 +272,7 @@ def place_of(workers: Sequence[Judged]) -> str:
     """What computes."""
     found = [each.separator for each in workers if isinstance(each, Separated)]
     if not found:
-        return f"CPU ({torch.get_num_threads()} threads)"
+        return described([torch.device("cpu")])
     devices = [device for separator in found for device in separator.devices]
     return f"{described(devices)} in {found[0].precision}"
 
@@ -259,4 +284,5 @@ def _existing(path: Path) -> Path:
 
 
 if __name__ == "__main__":
+    own_process()
     main()

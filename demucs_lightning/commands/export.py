@@ -11,6 +11,7 @@ from pathlib import Path
 
 from demucs_lightning import pretrained
 from demucs_lightning.commands.explain import explained
+from demucs_lightning.commands.options import Parser
 from demucs_lightning.commands.repository import check_target, same_model, size_of, write_signed
 from demucs_lightning.data.disk import amount, check_space
 from demucs_lightning.pretrained.onnx import check_exportable, write_onnx
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         "demucs-lightning export", description="Write a model as a file for other programs."
     )
     top.add_argument(

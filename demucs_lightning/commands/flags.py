@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from demucs_lightning import audio
+from demucs_lightning.commands.options import Parser
 from demucs_lightning.separator.choice import METHODS
 from demucs_lightning.separator.files import CLIP_MODES
 from demucs_lightning.separator.hardware import PRECISIONS
@@ -21,7 +22,7 @@ def parsed(argv: list[str]) -> argparse.Namespace:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         "demucs-lightning separate",
         description="Separate songs into stems. Exits with 0 only if every track was separated.",
     )

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from demucs_lightning.separator import described
+
 PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 
 
@@ -81,7 +83,7 @@ def device_name(trainer: Any) -> str:
     if device.type != "cpu":
         return device.type
     reason = "" if torch.cuda.is_available() else ", no GPU found"
-    return f"{times}CPU ({torch.get_num_threads()} threads){reason}"
+    return f"{times}{described([device])}{reason}"
 
 
 def _named(count: int) -> str:

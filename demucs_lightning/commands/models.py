@@ -14,6 +14,7 @@ from typing import Any
 
 from demucs_lightning import pretrained
 from demucs_lightning.commands.explain import explained
+from demucs_lightning.commands.options import Parser
 from demucs_lightning.data.disk import amount
 from demucs_lightning.pretrained import caches, folder, hub, released
 from demucs_lightning.pretrained.loading import HUB, unknown
@@ -41,7 +42,7 @@ def unread() -> Iterator[None]:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser("demucs-lightning models", description="The released models.")
+    top = Parser("demucs-lightning models", description="The released models.")
     actions = top.add_subparsers(metavar="{list,download,remove}")
     listing = actions.add_parser("list", help="what there is, and what this disk has (default)")
     top.set_defaults(run=show, json=False, repo=None)

@@ -25,10 +25,12 @@ OPTIONS = {
 }
 SUBJECT = re.compile(rf"^({'|'.join(OPTIONS)})(?= is | has | needs | names | and |=)")
 PHRASES = {
-    "without no-split": "without --no-split",
+    "with segment=None": "without --no-split",
     "skip existing files or overwrite": "--skip-existing leaves it, --overwrite replaces it",
     "overwrite it, or ask for all": "--overwrite replaces it, or ask for all",
     "choose another filename": "choose another --filename",
+    "and the folder as repo": "and the folder as --repo",
+    "is no folder: repo must be": "is no folder: --repo must be",
     "try precision fp32": "try --precision fp32",
 }
 

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from demucs_lightning import audio, pretrained
+from demucs_lightning.allocator import own_process
 from demucs_lightning.commands.explain import explained, mistakes, sentence
 from demucs_lightning.commands.finding import SUFFIXES as SOUNDS
 from demucs_lightning.commands.finding import Track, found, named
@@ -233,4 +234,5 @@ def listed(repo: Path | None) -> str:
 
 
 if __name__ == "__main__":
+    own_process()
     main()

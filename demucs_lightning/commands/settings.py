@@ -32,6 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 from demucs_lightning import scores
 from demucs_lightning.commands.checks import check_type, check_values
 from demucs_lightning.commands.explain import explained
+from demucs_lightning.commands.options import refuse
 from demucs_lightning.pretrained import CLASSES
 from demucs_lightning.scale import current, started
 
@@ -141,7 +142,9 @@ def compose(overrides: Sequence[str], *, config_dir: str | None = None) -> DictC
 
 def _checked(argv: list[str]) -> list[str]:
     """The command line for Hydra, where the settings on it are right."""
-    flags = get_args_parser().parse_args(argv)
+    parser = get_args_parser()
+    parser.error = partial(refuse, parser)  # in place of a page of usage
+    flags = parser.parse_args(argv)
     if (
         flags.help
         or flags.hydra_help

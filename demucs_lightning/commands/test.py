@@ -4,8 +4,9 @@ The scores are those of ``demucs-lightning evaluate``; what differs is that the 
 of training, and that Lightning starts as many processes as it does there. They share the tracks.
 """
 
+import sys
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import LightningModule
 from omegaconf import DictConfig
+from torch import distributed
 from torch.utils.data import DataLoader
 
 from demucs_lightning import pretrained
+from demucs_lightning.allocator import own_process
 from demucs_lightning.commands import settings, start
 from demucs_lightning.commands.evaluate import title_of
 from demucs_lightning.commands.scoreboard import Scoreboard, conclude
@@ -24,8 +27,9 @@ from demucs_lightning.commands.train import build_trainer, describe_model, quiet
 from demucs_lightning.evaluation.estimates import Separated, model_hash
 from demucs_lightning.evaluation.plan import TestPlan
 from demucs_lightning.evaluation.run import Evaluation, Outcome
+from demucs_lightning.evaluation.settled import usual_folder
 from demucs_lightning.evaluation.table import aggregate
-from demucs_lightning.evaluation.tracks import TrackSet, of_dataset
+from demucs_lightning.evaluation.tracks import TrackSet, downloaded, of_settings
 from demucs_lightning.pretrained.checkpoints import package_of
 from demucs_lightning.separator import described
 
@@ -55,9 +59,9 @@ def test(cfg: DictConfig) -> None:
     )
     trainer.test(module, verbose=False)
     if trainer.is_global_zero and module.outcome is not None:
-        conclude(module.outcome, report=True)
+        conclude(module.outcome, module.wanted, report=True)
         if module.outcome.faults:
-            raise ValueError(f"{len(module.outcome.faults)} tracks could not be scored.")
+            sys.exit(1)
 
 
 def model_of(cfg: DictConfig) -> Any:
@@ -98,6 +102,7 @@ class Scoring(LightningModule):
         self._dset = dset
         self._evaluation: Evaluation | None = None
         self.outcome: Outcome | None = None
+        self.wanted: list[str] = []
 
     def prepare_data(self) -> None:
         self._open()
@@ -115,24 +120,26 @@ class Scoring(LightningModule):
             settings=self.plan.settings(self.precision),
         )
         name = f"{self.checkpoint.stem}-{self.digest[:8]}"
-        beside = self.checkpoint.parent / "results" / f"{data.name}-{data.subset}" / name
+        beside = usual_folder(self.checkpoint.parent / "results", data, name)
         folder = beside if self.plan.folder is None else Path(self.plan.folder)
         self._evaluation = Evaluation(folder, [judged], data)
         share = isinstance(self.limit, float)
-        count = max(1, round(self.limit * len(data.tracks))) if share else int(self.limit)
-        tracks, separator = data.tracks[:count], judged.separator
+        count = max(1, round(self.limit * len(data))) if share else int(self.limit)
+        self.wanted, separator = data.names[:count], judged.separator
+        part = data.only(self.wanted)
         place = f"{described(separator.devices)} in {separator.precision}"
         with (
             torch.inference_mode(False),
             torch.autocast(self.device.type, enabled=False),  # the Separator has its own way
-            Scoreboard(self._evaluation, tracks, place=place) as board,
+            Scoreboard(self._evaluation, part, place=place) as board,
         ):
-            self._evaluation.run(tracks, board)
+            self._evaluation.run(part, board)
 
     def on_test_epoch_end(self) -> None:
         assert self._evaluation is not None
         self.trainer.strategy.barrier()
-        self.outcome = self._evaluation.outcome()
+        outcome = self._evaluation.outcome()
+        self.outcome = replace(outcome, faults=of_all(outcome.faults))
         results, scores = self.outcome.results, {}
         for metric, kind in (("nsdr", "mean"), ("sdr", "median")):
             values = aggregate(results, metric, kind)
@@ -142,10 +149,18 @@ class Scoring(LightningModule):
             logger.log_metrics(scores)
 
     def _open(self) -> TrackSet:
-        opened = self._dset(subset="test", segment=None)
-        if "download" in getattr(self._dset, "keywords", {}):  # once is enough
-            self._dset = partial(self._dset, download=False)
-        return of_dataset(opened, "test")
+        opened = of_settings(self._dset, "test")
+        self._dset = downloaded(self._dset)  # once is enough
+        return opened
+
+
+def of_all(faults: dict[str, str]) -> dict[str, str]:
+    """Those of all processes, as what has failed in one may not have been tried in another."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return faults
+    parts: list[dict[str, str]] = [{} for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(parts, faults)
+    return {name: why for part in parts for name, why in part.items()}
 
 
 def precision_of(wanted: str | int) -> str:
@@ -154,4 +169,5 @@ def precision_of(wanted: str | int) -> str:
 
 
 if __name__ == "__main__":
+    own_process()
     main()

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from demucs_lightning import pretrained, scores
+from demucs_lightning.allocator import own_process
 from demucs_lightning.callbacks import (
     Evaluations,
     FiniteGuard,
@@ -174,17 +175,10 @@ def save_settings(cfg: DictConfig, path: Path) -> None:
 
 
 class Announcement(Callback):
-    """One line that says what trains where on what, and where to look for it; before it, a look at
-    the test set, which is not to be missed after days of training.
-    """
+    """One line that says what trains where on what, and where to look for it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-
-    @rank_zero_only
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        if stage == "fit" and trainer.limit_test_batches != 0:
-            trainer.datamodule.setup("test")
 
     @rank_zero_only
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -240,4 +234,5 @@ def quieten() -> None:
 
 
 if __name__ == "__main__":
+    own_process()
     main()

@@ -43,10 +43,11 @@ class SeparationData(LightningDataModule):
         self.test_set: Any = None
 
     def prepare_data(self) -> None:
-        if self.trainer and self.trainer.state.fn == "test":
-            self._open_test()
-        else:
+        trainer = self.trainer
+        if trainer is None or trainer.state.fn != "test":
             self._open_fit()
+        if trainer is not None and trainer.limit_test_batches != 0:
+            self._open_test()  # before training, too: days later is late to miss it
 
     def setup(self, stage: str) -> None:
         if stage == "test":

@@ -15,6 +15,7 @@ from demucs_lightning.data.extracts import Extracts
 from demucs_lightning.data.tracks import (
     STEM_MP4,
     SUFFIXES,
+    Faults,
     Files,
     Track,
     find_tracks,
@@ -67,7 +68,15 @@ class FolderTracks(Extracts):
         )
 
 
-def listed(root: Path, subset: str, sources: Sequence[str], valid: Valid | None) -> list[Track]:
+def listed(
+    root: Path,
+    subset: str,
+    sources: Sequence[str],
+    valid: Valid | None,
+    *,
+    faults: Faults | None = None,
+) -> list[Track]:
+    """The tracks of a subset; ``faults`` as for `index_tracks`."""
     if subset not in SUBSETS:
         raise ValueError(f"subset={subset!r} is unknown: it is one of {', '.join(SUBSETS)}.")
     found = {name: files for name, files in find_tracks(root).items() if files}
@@ -79,8 +88,8 @@ def listed(root: Path, subset: str, sources: Sequence[str], valid: Valid | None)
     require_stems(found, sources, folder=root)
     names = split(found, subset, valid, root=root)
     chosen = {name: files for name, files in found.items() if name in names}
-    _require_any(chosen, sources, root)
-    return index_tracks(root, chosen, sources)
+    chosen = with_stems(chosen, sources, root, faults=faults)
+    return index_tracks(root, chosen, sources, faults=faults)
 
 
 def split(
@@ -134,10 +143,18 @@ def _fraction(pool: Collection[str], fraction: float) -> set[str]:
     return set(drawn[: min(max(round(fraction * len(drawn)), 1), len(drawn) - 1)])
 
 
-def _require_any(found: Mapping[str, Files], sources: Sequence[str], root: Path) -> None:
-    for name, files in found.items():
-        if not set(sources) & set(files):
-            raise ValueError(
-                f"{root / name} has none of the stems {', '.join(sources)}: it holds "
-                f"{', '.join(sorted(files))}."
-            )
+def with_stems(
+    found: Mapping[str, Files], sources: Sequence[str], root: Path, *, faults: Faults | None = None
+) -> dict[str, Files]:
+    """The tracks that have one of `sources` at least. ValueError for another, which goes to
+    ``faults`` where there are such."""
+    kept = {name: files for name, files in found.items() if set(sources) & set(files)}
+    for name in found.keys() - kept.keys():
+        error = ValueError(
+            f"{root / name} has none of the stems {', '.join(sources)}: it holds "
+            f"{', '.join(sorted(found[name]))}."
+        )
+        if faults is None:
+            raise error
+        faults[name] = error
+    return kept

@@ -14,6 +14,7 @@ from demucs_lightning.data.download import fetch, unpack
 from demucs_lightning.data.extracts import Extracts
 from demucs_lightning.data.tracks import (
     STEM_MP4,
+    Faults,
     Track,
     find_tracks,
     index_tracks,
@@ -173,9 +174,16 @@ def _make_way(folder: Path) -> None:
     folder.rmdir()
 
 
-def listed(
-    archive: Archive, root: Path, subset: str, sources: Sequence[str], ext: str
+def listed(  # noqa: PLR0913
+    archive: Archive,
+    root: Path,
+    subset: str,
+    sources: Sequence[str],
+    ext: str,
+    *,
+    faults: Faults | None = None,
 ) -> list[Track]:
+    """The tracks of a subset; ``faults`` as for `index_tracks`."""
     folder = _home(archive, root) / SUBSETS[subset]
     found = find_tracks(folder, (ext,))
     if subset in ("training", "validation"):
@@ -188,11 +196,14 @@ def listed(
             "download=True fetches the set."
         )
     require_stems(found, sources, folder=folder)
-    for name, files in found.items():
-        for source in sources:
-            if source not in files:
-                raise FileNotFoundError(
-                    f"{folder / name / (source + ext)} is missing: every track needs "
-                    f"{', '.join(sources)}."
-                )
-    return index_tracks(folder, found, sources)
+    for name, files in list(found.items()):
+        if lacking := [source for source in sources if source not in files]:
+            error = FileNotFoundError(
+                f"{folder / name / (lacking[0] + ext)} is missing: every track needs "
+                f"{', '.join(sources)}."
+            )
+            if faults is None:
+                raise error
+            faults[name] = error
+            del found[name]
+    return index_tracks(folder, found, sources, faults=faults)

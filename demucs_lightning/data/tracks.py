@@ -39,6 +39,7 @@ BLOCK = 2**20  # frames looked at in one go
 SILENT = 1e-8  # a standard deviation below it is not divided by
 
 Files = Mapping[str, Recording]
+Faults = dict[str, Exception]  # what is wrong with a track, by its name
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,18 @@ def require_stems(found: Mapping[str, Files], sources: Sequence[str], *, folder:
             )
 
 
-def index_tracks(folder: Path, found: Mapping[str, Files], sources: Sequence[str]) -> list[Track]:
+def index_tracks(
+    folder: Path,
+    found: Mapping[str, Files],
+    sources: Sequence[str],
+    *,
+    faults: Faults | None = None,
+) -> list[Track]:
     """Look into the tracks of `find_tracks`, or into the cached index for those that it knows.
 
     Raises ValueError or FileNotFoundError naming the file for a stem that is truncated, empty, no
-    audio, or holds NaN, and for stems of one track that differ in rate or length.
+    audio, or holds NaN, and for stems of one track that differ in rate or length. With ``faults``
+    these errors go there, by the name of the track, which is left out.
     """
     kept = {name: _kept(files, sources) for name, files in found.items()}
     cached = [_load(path) for path in places(folder, INDEX)]
@@ -111,11 +119,17 @@ def index_tracks(folder: Path, found: Mapping[str, Files], sources: Sequence[str
     fresh = [name for name, entry in entries.items() if "frames" not in entry]
     if fresh:
         log.info("Indexing %d of %d tracks in %s", len(fresh), len(found), folder)
-        facts = parallel(_inspect, [kept[name] for name in fresh], title="Index")
+        inspect = _inspect if faults is None else _inspected
+        facts = parallel(inspect, [kept[name] for name in fresh], title="Index")
         for name, measured in zip(fresh, facts, strict=True):
-            entries[name] |= measured
-        _save(folder, {_key(name, sources): entries[name] for name in fresh})
-    return [_track(name, folder, entries[name], kept[name], sources) for name in kept]
+            if faults is not None and isinstance(measured, Exception):
+                faults[name] = measured
+                del entries[name]
+            else:
+                entries[name] |= measured
+        known = {_key(name, sources): entries[name] for name in fresh if name in entries}
+        _save(folder, known)
+    return [_track(name, folder, entry, kept[name], sources) for name, entry in entries.items()]
 
 
 def parallel(function: Callable, items: Sequence, *, title: str) -> Iterator:
@@ -171,6 +185,13 @@ def _save(folder: Path, entries: dict[str, Any]) -> None:
             partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
     except OSError as error:
         log.warning("The index of %s can't be kept, and is made anew next time: %s", folder, error)
+
+
+def _inspected(files: Files) -> dict[str, Any] | Exception:
+    try:
+        return _inspect(files)
+    except (ValueError, OSError) as error:
+        return error
 
 
 def _inspect(files: Files) -> dict[str, Any]:

@@ -54,8 +54,7 @@ class Claims:
         path = self.folder / name
         for _ in range(2):
             try:
-                with path.open("x", encoding="utf-8") as file:
-                    json.dump({"host": host(), "pid": os.getpid(), "token": self.token}, file)
+                self._create(path)
             except FileExistsError:
                 if self._is_alive(path) or not self._remove(path):
                     return False
@@ -75,6 +74,21 @@ class Claims:
         path = self.folder / name
         return path.exists() and self._is_alive(path)
 
+    def _create(self, path: Path) -> None:
+        """Whole at once: half a claim, of a process killed meanwhile, would count for a minute."""
+        draft = self.folder / f".{uuid.uuid4().hex}"
+        owner = {"host": host(), "pid": os.getpid(), "token": self.token}
+        draft.write_text(json.dumps(owner), encoding="utf-8")
+        try:
+            path.hardlink_to(draft)
+        except FileExistsError:
+            raise
+        except OSError:  # a disk without hard links
+            with path.open("x", encoding="utf-8") as file:
+                file.write(json.dumps(owner))
+        finally:
+            draft.unlink(missing_ok=True)
+
     def _beats(self) -> None:
         while not self._over.wait(self.beat):
             with self._lock:
@@ -89,7 +103,7 @@ class Claims:
             here, pid = owner["host"] == host(), int(owner["pid"])
         except FileNotFoundError:
             return False
-        except (ValueError, KeyError, TypeError):  # being written, or torn by a crash
+        except (ValueError, KeyError, TypeError):  # being written, where there are no hard links
             here, pid = False, 0
         if here and not _runs(pid):
             return False

@@ -6,26 +6,31 @@ mean comes with a confidence interval over the tracks (see `bootstrap`).
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from demucs_lightning.evaluation.bootstrap import SEED, interval
-from demucs_lightning.evaluation.results import METRICS, Results, TrackResult
+from demucs_lightning.evaluation.bootstrap import LEVEL, RESAMPLES, SEED, interval
+from demucs_lightning.evaluation.results import METRICS, Results, TrackResult, plain
+from demucs_lightning.evaluation.scoring import MAIN
 from demucs_lightning.evaluation.table import KINDS, OVERALL
+from demucs_lightning.evaluation.unscored import joined, unscored
 from demucs_lightning.scores import mean
 
-MEASURED = ("nsdr", "sdr")
 SAME_LENGTH = 0.1  # seconds, up to which two tracks of one name are the same recording
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Another model less the first, in dB: the mean over ``tracks`` of them, positive where the
-    other is better, and its interval from ``low`` to ``high``, NaN where there is just one track.
-    ``improved`` of the tracks are better than the first's; ``left_out`` lack one of the scores."""
+    """Another model less the first, in dB: the mean, positive where the other is better, and its
+    interval from ``low`` to ``high``, NaN where there is just one track.
+
+    ``improved`` of ``tracks`` are better than the first's; ``left_out`` are those that lack one of
+    the scores. Of ``infinite`` tracks just one score is infinite, and so is the difference: they
+    count as better or worse, but are in the mean and the interval only if there are no others.
+    """
 
     mean: float
     low: float
@@ -33,6 +38,7 @@ class Difference:
     tracks: int
     improved: int
     left_out: int
+    infinite: int
 
     @property
     def decided(self) -> bool:
@@ -68,30 +74,45 @@ class Comparison:
         models = zip(*kept, strict=True) if kept else [[]] * len(self.results)
         return [KINDS[kind](values) for values in models]
 
+    def unscored(self, metric: str) -> list[dict[str, dict[str, int]]]:
+        """Of each model how many of the tracks have no score, by source and reason."""
+        tracks = set(self.tracks)
+        found = []
+        for each in self.results:
+            kept = [track for track in each.tracks if track.track in tracks]
+            counts = unscored(replace(each, tracks=kept), metric)
+            found.append({name: counts[name] for name in self.sources if name in counts})
+        return found
+
     def differences(self, metric: str, source: str, model: int) -> list[float]:
-        """Of each track, that of ``model`` less that of the first; NaN where it has none."""
+        """Of each track, that of ``model`` less that of the first, 0 where both are infinite alike;
+        NaN where there is none. Overall it is the mean of the differences of the sources."""
+        if source == OVERALL:
+            rows = [self.differences(metric, name, model) for name in self.sources]
+            return [mean(values) for values in zip(*rows, strict=True)]
         first, other = (self.values[metric][source][index] for index in (0, model))
-        found = (b - a for a, b in zip(first, other, strict=True))
-        return [value if math.isfinite(value) else math.nan for value in found]
+        return [0.0 if a == b else b - a for a, b in zip(first, other, strict=True)]
 
     def difference(self, metric: str, source: str, model: int) -> Difference:
         """Of ``model`` (1 for the second) to the first."""
         found = self.differences(metric, source, model)
         kept = [value for value in found if not math.isnan(value)]
-        low, high = interval(torch.tensor(kept, dtype=torch.float64), seed=self.seed)
+        finite = [value for value in kept if math.isfinite(value)]
+        low, high = interval(torch.tensor(finite, dtype=torch.float64), seed=self.seed)
         return Difference(
-            mean=mean(kept),
+            mean=mean(finite or kept),
             low=low,
             high=high,
             tracks=len(kept),
             improved=sum(value > 0 for value in kept),
             left_out=len(found) - len(kept),
+            infinite=len(kept) - len(finite),
         )
 
 
 def compare(
     *results: Results,
-    metrics: Sequence[str] = MEASURED,
+    metrics: Sequence[str] = MAIN,
     sources: Sequence[str] | None = None,
     seed: int = SEED,
 ) -> Comparison:
@@ -113,11 +134,6 @@ def compare(
     return Comparison(
         list(results), list(metrics), chosen, tracks, [*_data(results), *notes, *more], values, seed
     )
-
-
-def named(results: Results) -> str:
-    """A model beside the folder it comes from, since several may have one name."""
-    return f"{results.name} ({results.folder})"
 
 
 def _check_distinct(results: Sequence[Results]) -> None:
@@ -155,7 +171,7 @@ def _data(results: Sequence[Results]) -> list[str]:
     ]
     if len(set(sets)) == 1:
         return []
-    return [f"The results are of different data, {', '.join(dict.fromkeys(sets))}."]
+    return [f"The results are of different data: {joined(list(dict.fromkeys(sets)))}."]
 
 
 def _sources(
@@ -176,7 +192,8 @@ def _sources(
             )
         return list(dict.fromkeys(wanted)), []
     left = [name for name in every if name not in common]
-    return common, [f"Left out, since not all have them: {', '.join(left)}."] if left else []
+    what = f"Sources that not all results have are left out: {', '.join(left)}."
+    return common, [what] if left else []
 
 
 def _tracks(results: Sequence[Results]) -> tuple[list[str], list[str]]:
@@ -184,18 +201,17 @@ def _tracks(results: Sequence[Results]) -> tuple[list[str], list[str]]:
     rows = [{track.track: track for track in each.tracks} for each in results]
     shared = [name for name in rows[0] if all(name in row for row in rows)]
     tracks = [name for name in shared if _one_recording([row[name] for row in rows])]
-    notes = []
-    for each, row in zip(results, rows, strict=True):
-        if len(row) > len(shared):
-            notes.append(
-                f"Compared are the {_count(len(shared), 'track')} that all have: "
-                f"{len(row) - len(shared)} of {len(row)} in {each.folder} are left out."
-            )
-    if len(tracks) < len(shared):
-        different = [name for name in shared if name not in tracks]
-        notes.append(
-            f"Left out, since their lengths or sample rates differ: {', '.join(different)}."
-        )
+    fewer = [
+        f"{len(row) - len(shared)} of {len(row)} in {each.folder}"
+        for each, row in zip(results, rows, strict=True)
+        if len(row) > len(shared)
+    ]
+    different = [name for name in shared if name not in tracks]
+    told = {
+        "that not all results have": fewer,
+        "whose length or sample rate is not the same in all results": different,
+    }
+    notes = [f"Tracks {what} are left out: {', '.join(n)}." for what, n in told.items() if n]
     if not tracks:
         others = " and ".join(str(each.folder) for each in results[1:])
         why = "of the same name differ in length or sample rate" if shared else "of one name"
@@ -234,54 +250,59 @@ def _values(
     return {**found, OVERALL: overall}
 
 
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'s' * (number != 1)}"
-
-
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """All of it for programs; NaN is None, infinities are text."""
-    models = range(len(comparison.results))
+    definitions = comparison.results[0].settings["metrics"]
     return {
-        "models": [
-            {"folder": str(each.folder), **each.settings["model"]} for each in comparison.results
-        ],
+        "models": [_model_json(each) for each in comparison.results],
         "tracks": comparison.tracks,
         "notes": comparison.notes,
+        "definitions": {metric: definitions[metric] for metric in comparison.metrics},
+        "intervals": {
+            "of": "the mean difference to the first model, paired by track",
+            "method": "BCa bootstrap",
+            "unit": "track",
+            "level": LEVEL,
+            "resamples": RESAMPLES,
+            "seed": comparison.seed,
+        },
         "metrics": {
             metric: {
-                source: {
-                    **{
-                        kind: [_plain(v) for v in comparison.level(metric, source, kind)]
-                        for kind in KINDS
-                    },
-                    "differences": [
-                        _difference_json(comparison.difference(metric, source, model))
-                        for model in models[1:]
-                    ],
-                    "scores": [
-                        [_plain(value) for value in row]
-                        for row in comparison.values[metric][source]
-                    ],
-                }
-                for source in comparison.columns
+                source: _column_json(comparison, metric, source) for source in comparison.columns
             }
             for metric in comparison.metrics
         },
+        "unscored": {metric: comparison.unscored(metric) for metric in comparison.metrics},
+    }
+
+
+def _model_json(results: Results) -> dict[str, Any]:
+    """What was scored, under which settings."""
+    settings = {key: results.settings.get(key) for key in ("data", "separation", "versions")}
+    return {"folder": str(results.folder), **results.settings["model"], **settings}
+
+
+def _column_json(comparison: Comparison, metric: str, source: str) -> dict[str, Any]:
+    others = range(1, len(comparison.results))
+    found = [comparison.difference(metric, source, model) for model in others]
+    return {
+        **{kind: _plain(comparison.level(metric, source, kind)) for kind in KINDS},
+        "differences": [_difference_json(each) for each in found],
+        "scores": [_plain(row) for row in comparison.values[metric][source]],
     }
 
 
 def _difference_json(difference: Difference) -> dict[str, Any]:
     return {
-        "mean": _plain(difference.mean),
-        "interval": [_plain(difference.low), _plain(difference.high)],
+        "mean": plain(difference.mean),
+        "interval": [plain(difference.low), plain(difference.high)],
         "excludes_0": difference.decided,
         "tracks": difference.tracks,
         "improved": difference.improved,
         "left_out": difference.left_out,
+        "infinite": difference.infinite,
     }
 
 
-def _plain(value: float) -> float | str | None:
-    if math.isfinite(value):
-        return value
-    return None if math.isnan(value) else str(value)
+def _plain(values: Iterable[float]) -> list[float | str | None]:
+    return [plain(value) for value in values]

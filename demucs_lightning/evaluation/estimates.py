@@ -14,8 +14,9 @@ from demucs_lightning import audio
 from demucs_lightning.data.cache import Recording
 from demucs_lightning.data.tracks import MIXTURE, STEM_MP4, SUFFIXES, Files, Track, find_tracks
 from demucs_lightning.evaluation.signals import Buffer, Mixture
+from demucs_lightning.evaluation.unscored import joined
 from demucs_lightning.separation import BagOfModels, Progress
-from demucs_lightning.separator import Choice, Separator
+from demucs_lightning.separator import Choice, Separator, described
 from demucs_lightning.separator.choice import Parts
 
 log = logging.getLogger(__name__)
@@ -31,12 +32,17 @@ class Judged(Protocol):
     model: dict[str, Any]
     separation: dict[str, Any] | None
 
-    def identity(self, track: Track) -> list[Any]:
-        """What else the scores of a track depend on."""
+    def files(self, track: Track) -> Files:
+        """Those of the estimates, if they are files; their scores depend on them."""
         ...
 
-    def check(self, tracks: Sequence[Track], sources: Sequence[str]) -> None:
-        """Raise what would make the evaluation of these tracks fail."""
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What computes, as each track's result says."""
+        ...
+
+    def check(self, tracks: Sequence[Track], sources: Sequence[str]) -> dict[str, Exception]:
+        """What is known to keep tracks from being scored, by name."""
         ...
 
     def estimates(
@@ -52,15 +58,15 @@ class Judged(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a model separates: the arguments of `Separator`, and its defaults but for the precision,
-    which is one and the same on every machine."""
+    """How a model separates: the arguments of `Separator`, as ``test.*`` in conf/ has them, in a
+    precision that is the same on every machine. ``batch_size`` None: as many as fit."""
 
     shifts: int = 1
     overlap: float = 0.25
     segment: float | None = None
     batch_size: int | None = None
     precision: str = "fp32"
-    seed: int = 0
+    seed: int = 42
 
 
 class Separated:
@@ -98,11 +104,17 @@ class Separated:
             "seed": settings.seed,
         }
 
-    def identity(self, track: Track) -> list[Any]:
-        return []
+        self._batch_size = settings.batch_size
 
-    def check(self, tracks: Sequence[Track], sources: Sequence[str]) -> None:
-        pass
+    @property
+    def machine(self) -> dict[str, Any]:
+        return machine(self.separator.devices, batch_size=self._batch_size)
+
+    def files(self, track: Track) -> Files:
+        return {}
+
+    def check(self, tracks: Sequence[Track], sources: Sequence[str]) -> dict[str, Exception]:
+        return {}
 
     def estimates(
         self,
@@ -122,6 +134,7 @@ class Stems:
     """``<track>/<source>.wav`` (.flac .ogg .mp3 .m4a) or ``<track>.stem.mp4`` in a folder.
 
     A track is found by its name, or by the last part of it where that is the name of one only.
+    Raises FileNotFoundError for a folder that holds no stems.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -139,30 +152,36 @@ class Stems:
             "klass": None,
             "hash": None,
             "sources": self.sources,
+            "folder": str(folder.resolve()),
         }
         self.separation: dict[str, Any] | None = None
 
-    def identity(self, track: Track) -> list[Any]:
-        files = self._files(track)
-        return [files[name].fingerprint(self.folder) for name in sorted(files)]
+    @property
+    def machine(self) -> dict[str, Any]:
+        return machine([torch.device("cpu")])
 
-    def check(self, tracks: Sequence[Track], sources: Sequence[str]) -> None:
-        missing = [track for track in tracks if not self._files(track)]
-        if missing:
-            raise ValueError(
-                f"{self.folder} lacks {len(missing)} of {len(tracks)} tracks, such as "
-                f"{missing[0].name!r}: its tracks must be called as those of the data set, and "
-                "--tracks scores some of them only."
-            )
+    def check(self, tracks: Sequence[Track], sources: Sequence[str]) -> dict[str, Exception]:
+        faults = {}
         for track in tracks:
-            files = self._files(track)
-            if lacking := [source for source in sources if source not in files]:
-                raise ValueError(
-                    f"{self.folder} lacks {', '.join(lacking)} of the track {track.name!r}: it has "
-                    f"{', '.join(files)}."
-                )
-            for source in sources:
-                self._check_form(files[source], track)
+            try:
+                self._check(track, sources)
+            except (ValueError, OSError) as error:
+                faults[track.name] = error
+        return faults
+
+    def _check(self, track: Track, sources: Sequence[str]) -> None:
+        files = self.files(track)
+        if not files:
+            raise ValueError(
+                f"{self.folder} has no track of this name, or more than one: its tracks must be "
+                "called as those of the data set."
+            )
+        if lacking := [source for source in sources if source not in files]:
+            raise ValueError(
+                f"{self.folder} has {joined(list(files))} of it, and lacks {joined(lacking)}."
+            )
+        for source in sources:
+            self._check_form(files[source], track)
 
     def _check_form(self, file: Recording, track: Track) -> None:
         found = audio.info(file.path, file.stream, count=False)
@@ -181,7 +200,7 @@ class Stems:
         sources: Sequence[str],
         progress: Progress | None = None,
     ) -> Buffer:
-        files = self._files(track)
+        files = self.files(track)
         together = Buffer(len(sources), mixture.channels, track.frames)
         for number, source in enumerate(sources):
             file = files[source]
@@ -193,7 +212,8 @@ class Stems:
             _check_length(file, came, track, tell=True)
         return together
 
-    def _files(self, track: Track) -> Files:
+    def files(self, track: Track) -> Files:
+        """None where no track has that name, or several have."""
         short = track.name.rpartition("/")[2]
         ends = [
             name
@@ -218,6 +238,12 @@ def _check_length(file: Recording, frames: int, track: Track, *, tell: bool = Fa
     if tell:
         change = "cut" if frames > track.frames else "padded with silence"
         log.warning("%s has %s and its reference %s: it is %s.", file, lengths, theirs, change)
+
+
+def machine(devices: Sequence[torch.device], *, batch_size: int | None = None) -> dict[str, Any]:
+    """What may change a score by no more than rounding; ``batch_size`` None is what fits."""
+    device = "CPU" if devices[0].type == "cpu" else described(devices)
+    return {"device": device, "threads": torch.get_num_threads(), "batch_size": batch_size}
 
 
 def model_hash(model: nn.Module) -> str:

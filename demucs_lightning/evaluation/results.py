@@ -66,6 +66,8 @@ class TrackResult:
     """Scores by source; ``seconds`` of audio at ``samplerate`` Hz, ``elapsed`` seconds of work.
 
     ``key`` stands for all that the scores depend on: model, settings, metrics, and the track.
+    ``content`` does so by what is in the files, not by their times. ``machine`` says what has
+    computed them: device, threads and batch size.
     """
 
     key: str
@@ -75,9 +77,14 @@ class TrackResult:
     elapsed: float
     sources: dict[str, SourceScores]
     excerpt: Excerpt | None = None
+    machine: dict[str, Any] | None = None
+    content: str | None = None
 
     def score(self, source: str, metric: str) -> float:
-        """dB; a windowed metric's median over the windows that have a value."""
+        """dB; a windowed metric's median over the windows that have a value. A lone source has no
+        SIR: there is none to interfere, and BSS Eval's infinity is no score."""
+        if metric == "sir" and len(self.sources) == 1:
+            return math.nan
         return self.sources[source].score(metric)
 
 
@@ -149,7 +156,7 @@ def write_track(folder: Path, result: TrackResult) -> Path:
     content = asdict(result)
     for name, scores in result.sources.items():
         content["sources"][name] = {
-            key: [_written(one) for one in value] if isinstance(value, list) else _written(value)
+            key: [plain(one) for one in value] if isinstance(value, list) else plain(value)
             for key, value in asdict(scores).items()
         }
     _write(path, {"format": FORMAT, **content})
@@ -168,6 +175,8 @@ def read_track(path: Path) -> TrackResult:
             elapsed=float(content["elapsed"]),
             sources={name: _scores(row) for name, row in content["sources"].items()},
             excerpt=Excerpt(**content["excerpt"]) if content.get("excerpt") else None,
+            machine=content.get("machine"),
+            content=content.get("content"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptResult(f"{path} is damaged: {type(error).__name__} at {error}.") from error
@@ -225,7 +234,8 @@ def _scores(row: Mapping[str, Any]) -> SourceScores:
     )
 
 
-def _written(value: float | bool) -> float | bool | str | None:
+def plain(value: float | bool) -> float | bool | str | None:
+    """A number as JSON has it: NaN is None, infinities are text."""
     if isinstance(value, bool) or math.isfinite(value):
         return value
     return None if math.isnan(value) else str(float(value))

@@ -5,12 +5,10 @@ killed goes on where it stopped. Several processes may fill one folder at once, 
 one track is scored in a thread, the next one is separated.
 """
 
-import hashlib
-import json
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +21,7 @@ from demucs_lightning import audio
 from demucs_lightning.data.tracks import Track
 from demucs_lightning.evaluation.claims import Claims
 from demucs_lightning.evaluation.estimates import Judged
+from demucs_lightning.evaluation.keys import Keys
 from demucs_lightning.evaluation.results import (
     CorruptResult,
     Excerpt,
@@ -38,6 +37,7 @@ from demucs_lightning.evaluation.scoring import score
 from demucs_lightning.evaluation.settled import settle
 from demucs_lightning.evaluation.signals import Buffer, Mixture, References, excerpt_of, loudest
 from demucs_lightning.evaluation.tracks import TrackSet
+from demucs_lightning.evaluation.unscored import joined
 from demucs_lightning.separator.background import Behind
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class Watch:
     def elsewhere(self, track: Track) -> None:
         """Another process has scored the track."""
 
-    def failed(self, track: Track, reason: str) -> None:
-        """The track can't be scored, for a reason in one sentence."""
+    def failed(self, name: str, reason: str) -> None:
+        """The track of that name can't be scored, for a reason in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,11 @@ class Outcome:
     def complete(self) -> bool:
         return len(self.results.tracks) == self.of
 
+    def left(self, names: Collection[str]) -> list[str]:
+        """Those of these tracks that nobody has scored yet, and that nothing is wrong with."""
+        scored = {result.track for result in self.results.tracks}
+        return [name for name in names if name not in scored and name not in self.faults]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -87,6 +92,7 @@ class Job:
     mixture: Mixture
     estimates: Buffer
     elapsed: float
+    machine: dict[str, Any]
 
 
 class Evaluation:
@@ -101,11 +107,11 @@ class Evaluation:
         self, folder: Path, workers: Sequence[Judged], data: TrackSet, *, excerpts: bool = True
     ) -> None:
         self.folder, self.workers, self.data, self.excerpts = folder, workers, data, excerpts
-        if not data.tracks:
-            raise ValueError(f"{data.name} has no tracks of the subset {data.subset} to score.")
+        if not len(data):
+            raise ValueError(f"{data.place} has no tracks of the subset {data.subset} to score.")
         self.sources = common(workers[0], data)
         self.settings = settle(folder, workers[0], data, self.sources)
-        self._keys = {track.name: self._key(track) for track in data.tracks}
+        self._keys = Keys(workers[0], self.settings, self.sources)
         self._done: dict[str, TrackResult] = {}
         self._faults: dict[str, str] = {}
         self._told: set[str] = set()
@@ -117,16 +123,19 @@ class Evaluation:
         missing = [track for track in tracks if not self._is_done(track, tell=True)]
         return sorted(missing, key=lambda track: -track.duration)
 
-    def run(self, tracks: Sequence[Track], watch: Watch | None = None) -> Outcome:
-        """Score ``tracks``, those of the set or some of them, as far as nobody else does.
+    def run(self, part: TrackSet, watch: Watch | None = None) -> Outcome:
+        """Score ``part``, all tracks of the set or some of them, as far as nobody else does.
 
         What is wrong with a track is in the outcome, and the others go on. Raises OSError where
         results can't be written.
         """
-        watch, pending = watch or Watch(), self.left(tracks)
+        watch, pending = watch or Watch(), self.left(part.tracks)
+        unfit = {**part.faults, **self.workers[0].check(pending, self.sources)}
+        for name, error in unfit.items():
+            self._fail(name, error, watch)
+        pending = [track for track in pending if track.name not in unfit]
         if not pending:  # then the folder need not even be writable
             return self.outcome()
-        self.workers[0].check(pending, self.sources)
         with Claims(self.folder / CLAIMS) as claims:
             work = partial(self._work, pending=pending, claims=claims, watch=watch)
             if len(self.workers) == 1:
@@ -142,7 +151,9 @@ class Evaluation:
         busy = [track for track in missing if claims.is_taken(track_id(track.name))]
         found = sorted(self._done.values(), key=lambda result: result.track)
         results = Results(self.folder, self.settings, found)
-        return Outcome(results, len(self.data.tracks), len(busy), dict(self._faults))
+        # What failed here, another process may have scored.
+        faults = {name: why for name, why in self._faults.items() if name not in self._done}
+        return Outcome(results, len(self.data), len(busy), faults)
 
     def _together(self, work: Any) -> None:
         with ThreadPoolExecutor(len(self.workers)) as threads:
@@ -157,7 +168,7 @@ class Evaluation:
                 try:
                     job = self._separate(judged, track, watch)
                 except FAILURES as error:
-                    self._fail(track, error, watch)
+                    self._fail(track.name, error, watch)
                     claims.release(track_id(track.name))
                     continue
                 behind.run([partial(self._score, job, claims, watch)])
@@ -184,11 +195,12 @@ class Evaluation:
 
         started, mixture = time.monotonic(), Mixture(track)
         estimates = judged.estimates(track, mixture, self.sources, progress)
-        return Job(track, mixture, estimates, time.monotonic() - started)
+        return Job(track, mixture, estimates, time.monotonic() - started, judged.machine)
 
     def _score(self, job: Job, claims: Claims, watch: Watch) -> None:
         track, started = job.track, time.monotonic()
         try:
+            key, content = self._keys.of_files(track), self._keys.of_content(track)
             references = References(track, self.sources, job.mixture.channels)
             scores = score(
                 lambda start, stop: (references.read(start, stop), job.estimates.read(start, stop)),
@@ -198,16 +210,18 @@ class Evaluation:
             )
             part = self._excerpt(job, references) if self.excerpts else None
         except FAILURES as error:
-            self._fail(track, error, watch)
+            self._fail(track.name, error, watch)
         else:
             result = TrackResult(
-                key=self._keys[track.name],
+                key=key,
+                content=content,
                 track=track.name,
                 samplerate=track.samplerate,
                 seconds=track.duration,
                 elapsed=job.elapsed + time.monotonic() - started,
                 sources=scores,
                 excerpt=part,
+                machine=job.machine,
             )
             write_track(self.folder, result)
             self._done[track.name] = result
@@ -227,11 +241,11 @@ class Evaluation:
             audio.write(folder / f"{name}.flac", samples, samplerate=track.samplerate)
         return part
 
-    def _fail(self, track: Track, error: BaseException, watch: Watch) -> None:
+    def _fail(self, name: str, error: BaseException, watch: Watch) -> None:
         memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
         text = "there is not enough memory for it" if memory else _sentence(error)
-        self._faults[track.name] = f"{track.name}: {text.rstrip('.')}."
-        watch.failed(track, self._faults[track.name])
+        self._faults[name] = f"{name}: {text.rstrip('.')}."
+        watch.failed(name, self._faults[name])
 
     def _is_done(self, track: Track, *, tell: bool = False) -> bool:
         """Whether there is a result of these settings and files; with ``tell``, why not."""
@@ -245,31 +259,24 @@ class Evaluation:
         except CorruptResult as error:
             self._tell(tell, f"{error} The track is scored again.")
             return False
-        if result.key != self._keys[track.name]:
+        if not self._is_of(result, track):
             self._tell(tell, f"{track.name}: its files have changed, so it is scored again.")
             return False
         self._done[track.name] = result
         return True
 
+    def _is_of(self, result: TrackResult, track: Track) -> bool:
+        try:
+            if result.key == self._keys.of_files(track):
+                return True
+            return result.content == self._keys.of_content(track)
+        except OSError:  # a file that can't be read is told where the track is scored
+            return False
+
     def _tell(self, tell: bool, text: str) -> None:
         if tell and text not in self._told:
             self._told.add(text)
             log.warning("%s", text)
-
-    def _key(self, track: Track) -> str:
-        model = self.settings["model"]
-        prints = {
-            name: file.fingerprint(track.folder) for name, file in track.files.items() if file
-        }
-        content = {
-            "model": [model["klass"], model["hash"]],
-            "sources": self.sources,
-            "separation": self.settings["separation"],
-            "metrics": self.settings["metrics"],
-            "track": [track.name, prints],
-            "estimates": self.workers[0].identity(track),
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def common(judged: Judged, data: TrackSet) -> list[str]:
@@ -277,20 +284,16 @@ def common(judged: Judged, data: TrackSet) -> list[str]:
     found = [source for source in data.sources if source in judged.sources]
     if not found:
         raise ValueError(
-            f"{judged.name} has the sources {', '.join(judged.sources)}, and {data.name} has "
-            f"{', '.join(data.sources)}: none is in common, so nothing can be scored."
+            f"{judged.name} has {joined(judged.sources)}, and {data.place} has "
+            f"{joined(data.sources)}: no source is in common, so nothing can be scored."
         )
-    for name, others in (
-        (judged.name, [source for source in judged.sources if source not in found]),
-        (data.name, [source for source in data.sources if source not in found]),
-    ):
-        if others:
-            log.warning(
-                "Only %s will be scored: %s alone has %s.",
-                ", ".join(found),
-                name,
-                ", ".join(others),
-            )
+    alone = [
+        f"{name} alone has {joined(others)}"
+        for name, sources in ((judged.name, judged.sources), (data.place, data.sources))
+        if (others := [source for source in sources if source not in found])
+    ]
+    if alone:
+        log.warning("Only %s will be scored: %s.", joined(found), joined(alone))
     return found
 
 

@@ -4,14 +4,15 @@ Audio is read in pieces, so memory does not grow with the length of a track.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
-import torch
 from torch import Tensor
 
-from demucs_lightning.evaluation.results import SourceScores
+from demucs_lightning.evaluation.results import WINDOWED, SourceScores
 from demucs_lightning.metrics import bss_eval_streamed
-from demucs_lightning.metrics.ratios import DELTA
+from demucs_lightning.metrics.projection import Read
+from demucs_lightning.metrics.ratios import streamed
 
 TAPS = 512
 PIECE = 2**17  # samples that are read at a time
@@ -34,8 +35,20 @@ DEFINITIONS = {
     "sir": f"source-to-interference ratio of {BSS}, in dB",
     "sar": f"sources-to-artifacts ratio of {BSS}, in dB",
 }
-
-Read = Callable[[int, int], tuple[Tensor, Tensor]]
+NAMES = {
+    "nsdr": "nSDR",
+    "sdr": "SDR",
+    "isr": "ISR",
+    "sir": "SIR",
+    "sar": "SAR",
+    "si_sdr": "SI-SDR",
+}
+MAIN = ("nsdr", "sdr")  # those that papers print
+FULL = {  # which nSDR and which SDR, where there is no room for the definition
+    "nsdr": "nSDR (Music Demixing Challenge 2021)",
+    "si_sdr": "SI-SDR (Le Roux et al. 2019)",
+    **{name: f"{NAMES[name]} (BSS Eval v4 as of museval)" for name in WINDOWED},
+}
 
 
 def score(
@@ -44,46 +57,24 @@ def score(
     """The scores of each source of a track of ``length`` samples.
 
     ``read(start, stop)`` gives references and estimates, both (S, C, stop - start). A source whose
-    reference is all zeros is silent and has no score, and neither has any other in BSS Eval for as
-    long as one is silent, which is museval's rule.
+    reference is all zeros is silent. NaN where a score is not defined: nSDR of a silent reference;
+    SI-SDR of a silent reference or an estimate of all zeros; BSS Eval of all sources, in each
+    window in which the channels of any reference or estimate add up to zero throughout, and in all
+    windows where they do from start to end, which are museval's rules.
     """
-    ratios = _ratios(read, length)
+    ratios = streamed(partial(_pieces, read, length))
     windows = bss_eval_streamed(read, length, window=samplerate, hop=samplerate, taps=TAPS)
     rows = zip(sources, *ratios, *windows, strict=True)
     return {
         name: SourceScores(
             bool(silent),
-            float(nsdr),
+            math.nan if silent else float(nsdr),
             float(si_sdr),
             *(values.tolist() for values in (sdr, isr, sir, sar)),
         )
-        for name, silent, nsdr, si_sdr, sdr, isr, sir, sar in rows
+        for name, nsdr, si_sdr, silent, sdr, isr, sir, sar in rows
     }
 
 
-def _ratios(read: Read, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which references are silent, nSDR and SI-SDR, each (S,), as `metrics` has them for tensors,
-    but in pieces."""
-    signal = distortion = product = torch.zeros(())
-    for references, estimates in _pieces(read, length):
-        signal = signal + _energy(references)
-        distortion = distortion + _energy(references - estimates)
-        product = product + (references * estimates).sum(dim=(1, 2))
-    gain = (product / signal)[:, None, None]
-    target = error = torch.zeros(())
-    for references, estimates in _pieces(read, length):
-        target = target + _energy(gain * references)
-        error = error + _energy(gain * references - estimates)
-    nsdr = 10 * torch.log10((signal + DELTA) / (distortion + DELTA))
-    silent = signal == 0
-    return silent, nsdr.masked_fill(silent, math.nan), 10 * torch.log10(target / error)
-
-
 def _pieces(read: Read, length: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, length, PIECE):
-        references, estimates = read(start, min(start + PIECE, length))
-        yield references.double(), estimates.double()
-
-
-def _energy(samples: Tensor) -> Tensor:
-    return samples.square().sum(dim=(1, 2))
+    return (read(start, min(start + PIECE, length)) for start in range(0, length, PIECE))

@@ -5,13 +5,14 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from demucs_lightning.evaluation.results import METRICS, Results
-from demucs_lightning.evaluation.scoring import DEFINITIONS
+from demucs_lightning.evaluation.results import METRICS, Results, plain
+from demucs_lightning.evaluation.scoring import FULL, MAIN, NAMES
+from demucs_lightning.evaluation.unscored import count, joined, listed, unscored
 from demucs_lightning.scores import mean, median
 
-SHOWN = {"nsdr": "nSDR", "sdr": "SDR"}
 OVERALL = "overall"
 WIDTH = 100  # of lines
+HASH = 12  # hex digits of a hash that tell one model from another
 KINDS: dict[str, Callable[[Iterable[float]], float]] = {"median": median, "mean": mean}
 
 
@@ -29,14 +30,18 @@ def silent(results: Results) -> dict[str, int]:
         name: sum(name in track.sources and track.sources[name].silent for track in results.tracks)
         for name in results.sources
     }
-    return {name: count for name, count in counts.items() if count}
+    return {name: number for name, number in counts.items() if number}
 
 
-def unscored(results: Results, metric: str) -> dict[str, int]:
-    """How many tracks have no score, by source, where there are any."""
-    columns = {name: results.column(name, metric).values() for name in results.sources}
-    counts = {name: sum(map(math.isnan, values)) for name, values in columns.items()}
-    return {name: count for name, count in counts.items() if count}
+def weights(results: Results) -> str | None:
+    """The model's hash, short; None of a folder of stems."""
+    digest = results.settings["model"].get("hash")
+    return str(digest)[:HASH] if digest else None
+
+
+def shown(value: float, form: str = ".2f") -> str:
+    """A number of a table; a dash where there is none."""
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def table(results: Results) -> str:
@@ -45,11 +50,12 @@ def table(results: Results) -> str:
     widths = [max(9, len(name) + 2) for name in columns]
     title = f"{'dB':<14}"
     lines = [title + "".join(f"{name:>{w}}" for name, w in zip(columns, widths, strict=True))]
-    for metric, name in SHOWN.items():
+    for metric in MAIN:
+        lines.append(FULL[metric])
         for kind in KINDS:
             values = aggregate(results, metric, kind)
-            shown = "".join(f"{values[c]:>{w}.2f}" for c, w in zip(columns, widths, strict=True))
-            lines.append(f"{f'{name} {kind}':<{len(title)}}{shown}")
+            cells = (f"{shown(values[c]):>{w}}" for c, w in zip(columns, widths, strict=True))
+            lines.append(f"{f'{NAMES[metric]} {kind}':<{len(title)}}{''.join(cells)}")
     lines.append("")
     for note in notes(results):
         lines += textwrap.wrap(note, WIDTH, subsequent_indent="  ")
@@ -59,36 +65,63 @@ def table(results: Results) -> str:
 def notes(results: Results) -> list[str]:
     """What the numbers of a table are, in full."""
     data, separation = results.settings["data"], results.settings["separation"]
-    count, of = len(results.tracks), data["tracks"]
-    tracks = f"{count} tracks" if count == of else f"{count} of {of} tracks"
-    lines = [f"{results.name} · {data['set']} {data['subset']}, {tracks}"]
+    scored, of = len(results.tracks), data["tracks"]
+    tracks = count(of, "track") if scored == of else f"{scored} of {count(of, 'track')}"
+    digest = weights(results)
+    facts = [
+        results.name,
+        digest and f"weights {digest}",
+        f"{data['set']} {data['subset']}, {tracks}",
+    ]
+    lines = [" · ".join(filter(None, facts))]
     if separation:
-        shown = [f"{key} {'own' if v is None else v}" for key, v in separation.items()]
-        lines.append(f"separated with {', '.join(shown)}")
-    lines += [f"{name}: {DEFINITIONS[metric]}." for metric, name in SHOWN.items()]
+        told = [f"{key} {'own' if v is None else v}" for key, v in separation.items()]
+        lines.append(f"separated with {', '.join(told)}")
+    definitions = results.settings["metrics"]
+    lines += [
+        f"{NAMES[metric]}: {definitions[metric].rstrip('.')}."
+        for metric in MAIN
+        if metric in definitions
+    ]
     lines.append(
         "median, mean: over the tracks that have a score; overall: the mean over the sources."
     )
-    if quiet := silent(results):
-        listed = ", ".join(f"{name} in {count}" for name, count in quiet.items())
-        lines.append(f"Silent references, in tracks: {listed}.")
-    for metric, name in SHOWN.items():
-        if lacking := unscored(results, metric):
-            listed = ", ".join(f"{source} in {number}" for source, number in lacking.items())
-            lines.append(f"Without {name}, in tracks, and left out of its numbers: {listed}.")
-    return lines
+    return lines + left_out(results, MAIN)
+
+
+def left_out(results: Results, metrics: Iterable[str]) -> list[str]:
+    """Sentences on the tracks without a score: of which metrics, how many, and why."""
+    alike: dict[str, list[str]] = {}
+    for metric in metrics:
+        if counts := unscored(results, metric):
+            alike.setdefault(listed(counts), []).append(NAMES[metric])
+    return [
+        f"Without {joined(names)}, and left out of median and mean: {told}."
+        for told, names in alike.items()
+    ]
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """The same with all metrics, for programs; NaN is None, infinities are text."""
+    """The same with all metrics, for programs; NaN is None, infinities are text. ``unscored``
+    counts the tracks without a score by metric and source, ``reasons`` says why these have none."""
+    reasons = {metric: unscored(results, metric) for metric in METRICS}
     return {
         **results.settings,
         "folder": str(results.folder),
         "tracks": len(results.tracks),
         "silent": silent(results),
-        "unscored": {metric: unscored(results, metric) for metric in METRICS},
+        "unscored": {
+            metric: {source: sum(why.values()) for source, why in found.items()}
+            for metric, found in reasons.items()
+        },
+        "reasons": reasons,
         **{
-            kind: {metric: _plain(aggregate(results, metric, kind)) for metric in METRICS}
+            kind: {
+                metric: {
+                    name: plain(value) for name, value in aggregate(results, metric, kind).items()
+                }
+                for metric in METRICS
+            }
             for kind in KINDS
         },
     }
@@ -96,16 +129,9 @@ def as_json(results: Results) -> dict[str, Any]:
 
 def line(result: Any, sources: Sequence[str]) -> str:
     """A track's scores, its mean over the sources first."""
-    shown = []
-    for metric, name in SHOWN.items():
-        values = [result.score(source, metric) for source in sources]
-        shown.append(f"{name} {mean(values):.2f} dB")
+    told = []
+    for metric in MAIN:
+        value = mean(result.score(source, metric) for source in sources)
+        told.append(f"{NAMES[metric]} {shown(value)} dB")
     speed = result.seconds / max(result.elapsed, 1e-9)
-    return f"{result.track}: {', '.join(shown)}; {speed:.1f} x real time"
-
-
-def _plain(values: dict[str, float]) -> dict[str, float | str | None]:
-    return {
-        name: value if math.isfinite(value) else None if math.isnan(value) else str(value)
-        for name, value in values.items()
-    }
+    return f"{result.track}: {', '.join(told)}; {speed:.1f} x real time"

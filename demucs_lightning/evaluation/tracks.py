@@ -3,9 +3,12 @@
 Nothing is converted: references are read at the rate and with the channels that they have.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from demucs_lightning.data import folder, musdb
 from demucs_lightning.data.tracks import (
     MIXTURE,
     STEM_MP4,
+    Faults,
     Track,
     find_tracks,
     index_tracks,
@@ -21,31 +25,105 @@ from demucs_lightning.data.tracks import (
 KINDS = ("musdb18hq", "musdb7s", "folder", "demo")
 SUBSETS = ("test", "validation", "training", "training_all", "all")
 ALL = "all"
+# Data sets in files, as training names them, and what their files end in.
+MUSDB: dict[str, tuple[type[musdb.MusdbHQ], str]] = {
+    "musdb18hq": (musdb.MusdbHQ, ".wav"),
+    "musdb7s": (musdb.Musdb7s, STEM_MP4),
+}
 
 
 @dataclass(frozen=True)
 class TrackSet:
-    """``name`` and ``subset`` of a data set, the sources that it has, and its tracks."""
+    """``name`` and ``subset`` of a data set, the sources that it has, and its tracks; ``faults``
+    say why others can't be scored."""
 
     name: str
     subset: str
     sources: list[str]
     tracks: list[Track]
+    faults: Mapping[str, Exception] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tracks) + len(self.faults)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all tracks, sorted."""
+        return sorted([*(track.name for track in self.tracks), *self.faults])
+
+    @property
+    def root(self) -> Path | None:
+        """The folder of the tracks, as it was given."""
+        return self.tracks[0].folder if self.tracks else None
+
+    @property
+    def place(self) -> str:
+        """What the user knows it by."""
+        return str(self.root or self.name)
+
+    @property
+    def digest(self) -> str:
+        """The same for the same tracks, wherever they lie."""
+        facts = [[t.name, t.samplerate, t.frames, f"{t.std:.6e}"] for t in self.tracks]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    def only(self, names: Collection[str]) -> "TrackSet":
+        """With the tracks of these names."""
+        return replace(
+            self,
+            tracks=[track for track in self.tracks if track.name in names],
+            faults={name: error for name, error in self.faults.items() if name in names},
+        )
 
     def chosen(self, patterns: Sequence[str]) -> "TrackSet":
         """With the tracks that one of ``patterns`` names, in full or with * and ?, in any case;
         ValueError for a pattern that names none."""
-        kept = []
+        kept: list[str] = []
         for pattern in patterns:
-            found = [track for track in self.tracks if _matches(track.name, pattern)]
+            found = [name for name in self.names if _matches(name, pattern)]
             if not found:
-                names = ", ".join(repr(track.name) for track in self.tracks[:3])
+                names = ", ".join(map(repr, self.names[:3]))
                 raise ValueError(
-                    f"tracks has {pattern!r}, and no track is called that: the tracks are {names}"
-                    f"{', ...' if len(self.tracks) > 3 else ''}."
+                    f"tracks has {pattern!r}, and no track is called that: "
+                    f"{'the only track is' if len(self) == 1 else 'the tracks are'} {names}"
+                    f"{', ...' if len(self) > 3 else ''}."
                 )
-            kept += [track.name for track in found]
-        return replace(self, tracks=[track for track in self.tracks if track.name in kept])
+            kept += found
+        return self.only(kept)
+
+
+def of_settings(dset: Any, subset: str) -> TrackSet:
+    """The tracks of ``dset(subset=subset, segment=None)``, the data set in the settings of a run.
+
+    Of this package's own, files are listed and not converted, and tracks that are no good are
+    faults; any other is made, see `of_dataset`. Raises what `open_set` raises.
+    """
+    kind, given = getattr(dset, "func", None), getattr(dset, "keywords", {})
+    faults: Faults = {}
+    if kind is folder.FolderTracks:
+        root, sources = Path(given["root"]), list(given["sources"])
+        tracks = folder.listed(root, subset, sources, given.get("valid"), faults=faults)
+        return TrackSet(root.resolve().name, subset, sources, tracks, faults)
+    for klass, suffix in MUSDB.values():
+        if kind is klass:
+            root, sources = Path(given["root"]), list(given.get("sources", musdb.SOURCES))
+            return _musdb(
+                klass,
+                root,
+                subset=subset,
+                sources=sources,
+                suffix=given.get("ext", suffix),
+                download=given.get("download", False),
+            )
+    return of_dataset(dset(subset=subset, segment=None), subset)
+
+
+def downloaded(dset: Any) -> Any:
+    """The same data set of the settings, but fetched already."""
+    given = getattr(dset, "keywords", {})
+    if "download" not in given:
+        return dset
+    return partial(dset.func, *dset.args, **{**given, "download": False})
 
 
 def of_dataset(dataset: Any, subset: str) -> TrackSet:
@@ -87,17 +165,31 @@ def open_set(kind: str, root: Path, *, subset: str | None, download: bool = Fals
     subset = subset or "test"
     if kind == "demo":
         return _demo(root, subset)
-    if subset == ALL:
-        raise ValueError(f"subset is all: {kind} has test, validation, training and training_all.")
-    archive, suffix, klass = (
-        (musdb.MUSDB18_7S, STEM_MP4, musdb.Musdb7s)
-        if kind == "musdb7s"
-        else (musdb.MUSDB18_HQ, ".wav", musdb.MusdbHQ)
+    klass, suffix = MUSDB[kind]
+    return _musdb(
+        klass, root, subset=subset, sources=musdb.SOURCES, suffix=suffix, download=download
     )
+
+
+def _musdb(  # noqa: PLR0913
+    klass: type[musdb.MusdbHQ],
+    root: Path,
+    *,
+    subset: str,
+    sources: Sequence[str],
+    suffix: str,
+    download: bool,
+) -> TrackSet:
+    if subset not in musdb.SUBSETS:
+        raise ValueError(
+            f"subset is {subset}: {klass.archive.title} has test, validation, training and "
+            "training_all."
+        )
     if download:
-        musdb.ensure(archive, root)
-    tracks = musdb.listed(archive, root, subset, musdb.SOURCES, suffix)
-    return TrackSet(klass.__name__, subset, list(musdb.SOURCES), tracks)
+        musdb.ensure(klass.archive, root)
+    faults: Faults = {}
+    tracks = musdb.listed(klass.archive, root, subset, sources, suffix, faults=faults)
+    return TrackSet(klass.__name__, subset, list(sources), tracks, faults)
 
 
 def _folder(root: Path, subset: str | None) -> TrackSet:
@@ -107,14 +199,17 @@ def _folder(root: Path, subset: str | None) -> TrackSet:
     sources = known + [name for name in stems if name not in known]
     if found and not sources:
         raise ValueError(f"No track in {root} has stems: each needs files <track>/<source>.wav.")
+    faults: Faults = {}
     test = {name: files for name, files in found.items() if name.startswith("test/")}
     subset = subset or ("test" if test else ALL)
     chosen = test if subset == "test" else found if subset == ALL else {}
     if chosen:
-        tracks = index_tracks(root, chosen, sources)
+        chosen = folder.with_stems(chosen, sources, root, faults=faults)
+        tracks = index_tracks(root, chosen, sources, faults=faults)
     else:  # as in training, which also says what was looked for where there is nothing
-        tracks = folder.listed(root, "test" if subset == ALL else subset, sources, None)
-    return TrackSet(folder.FolderTracks.__name__, subset, sources, tracks)
+        wanted = "test" if subset == ALL else subset
+        tracks = folder.listed(root, wanted, sources, None, faults=faults)
+    return TrackSet(root.resolve().name, subset, sources, tracks, faults)
 
 
 def _demo(root: Path, subset: str) -> TrackSet:

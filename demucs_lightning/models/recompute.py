@@ -43,16 +43,22 @@ def _is_transformed() -> bool:
 
 
 class Recomputing(nn.Module):
-    """A network of layers that can be computed again, as its ``memory`` says.
-
-    Raises ValueError for a ``memory`` that there is not.
-    """
+    """A network of layers that can be computed again, as its ``memory`` says, which may change."""
 
     def __init__(self, memory: str) -> None:
         super().__init__()
+        self.memory = memory
+
+    @property
+    def memory(self) -> str:
+        """One of MEMORY; to set another raises ValueError."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: str) -> None:
         if memory not in MEMORY:
             raise ValueError(f"memory is {memory!r}: it must be fast, balanced or low.")
-        self.memory = memory
+        self._memory = memory
 
     def layer(self, depth: int, layer: nn.Module, *inputs: Any) -> Any:
         """``layer(*inputs)``, of the layer that is number ``depth`` from the outside."""

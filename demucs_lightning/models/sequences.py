@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from demucs_lightning.models.lstm import lstm
+from demucs_lightning.models.lstm import WIDE, lstm, reads_less
 from demucs_lightning.models.precision import exact, linear
 from demucs_lightning.models.recompute import recomputed
+
+FEW, NARROW = 4, 256  # sequences that oneDNN should take one by one, and states where never
 
 
 class BLSTM(nn.Module):
@@ -40,14 +42,16 @@ class BLSTM(nn.Module):
         return y + x if self.skip else y
 
     def _run(self, x: Tensor) -> Tensor:
-        # Measured: oneDNN takes 90 ms for three sequences in bf16 at once, 13 ms for one.
-        few = x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(x) < 7
-        few = few and not torch.is_grad_enabled()
+        # Measured: of wide states oneDNN takes 90 ms for two to six sequences in bf16, 13 for one.
+        few = 1 < len(x) < FEW and x.device.type == "cpu" and x.dtype == torch.bfloat16
+        few = few and NARROW < self.lstm.hidden_size < WIDE and not torch.is_grad_enabled()
         parts = [self._recur(part.transpose(0, 1)) for part in (x.split(1) if few else (x,))]
         weight, bias = self.linear.weight, self.linear.bias
         return linear(torch.cat(parts, dim=1), weight, bias).transpose(0, 1)
 
     def _recur(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() and reads_less(self.lstm, x):
+            return lstm(self.lstm, x)
         if x.dtype == self.lstm.weight_hh_l0.dtype:
             return self.lstm(x)[0]
         if x.device.type == "cpu" and torch.is_grad_enabled():

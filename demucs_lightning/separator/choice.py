@@ -1,6 +1,7 @@
 """Which parts of a mixture are wanted, and how they are made of what the model gives."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,14 +44,16 @@ class Parts:
             raise ValueError(
                 f"other_method is {choice.other_method!r}: it must be one of {', '.join(METHODS)}."
             )
+        if not isinstance(choice.stems, Iterable | None):
+            raise ValueError(f"stems is {choice.stems!r}: it must be a list of names.")
         if one is None:
             self.stems = self.names = chosen(model, choice.stems)
         else:
             if choice.stems is not None:
                 raise ValueError("stems and two_stems exclude one another: give one of them.")
             self.stems, self.names = _pair(chosen(model, [one])[0], choice.other_method, model)
-        if len(set(self.names)) < len(self.names):
-            raise ValueError(f"stems names one of {', '.join(self.names)} twice.")
+        if twice := [name for name in self.names if self.names.count(name) > 1]:
+            raise ValueError(f"stems names {twice[0]!r} twice.")
         whole = set(self.stems) == set(model.sources) or len(self.names) > len(self.stems)
         if choice.exact_sum and not whole:
             raise ValueError(
@@ -67,20 +70,41 @@ class Parts:
     def _minus(self) -> bool:
         return self.choice.two_stems is not None and self.choice.other_method == "minus"
 
+    def only(self, names: Collection[str]) -> "Parts":
+        """For some of the names, and no more stems than they are made of."""
+        fewer, one = copy.copy(self), self.choice.two_stems
+        if self.choice.exact_sum:  # each part depends on the others
+            return fewer
+        fewer.names = [name for name in self.names if name in names]
+        if one is None:
+            fewer.stems = list(fewer.names)
+        elif self.choice.other_method == "add":
+            fewer.stems = [name for name in self.stems if fewer._serves(name)]
+        return fewer
+
+    def _serves(self, stem: str) -> bool:
+        """Whether one stem and the rest, or those of them that are wanted, are made of it."""
+        own, rest = self.choice.two_stems, f"no_{self.choice.two_stems}"
+        return own in self.names if stem == own else rest in self.names
+
     def made(self, stems: Tensor, mixture: Tensor | None) -> Tensor:
         """The parts (P, C, t) of stems (S, C, t) and the mixture (C, t), where it is needed."""
-        if self.choice.two_stems is not None and self.choice.other_method == "add":
-            at = self.stems.index(self.choice.two_stems)
-            one = stems[at : at + 1]
-            rest = torch.cat([stems[:at], stems[at + 1 :]]).sum(dim=0, keepdim=True)
-            stems = torch.cat([one, rest])
-        elif self._minus:
-            assert mixture is not None
-            stems = torch.cat([stems, mixture[None] - stems])
+        if self.choice.two_stems is not None:
+            stems = torch.stack([self._part(name, stems, mixture) for name in self.names])
         if self.choice.exact_sum:
             assert mixture is not None
             stems = self.completed(stems, mixture)
         return stems
+
+    def _part(self, name: str, stems: Tensor, mixture: Tensor | None) -> Tensor:
+        """One stem, or the rest."""
+        one = self.choice.two_stems
+        if name == one:
+            return stems[self.stems.index(name)]
+        if self._minus:
+            assert mixture is not None
+            return mixture - stems[0]
+        return stems[[at for at, stem in enumerate(self.stems) if stem != one]].sum(dim=0)
 
     def completed(self, parts: Tensor, mixture: Tensor, steps: int | None = None) -> Tensor:
         """The parts (P, C, t), summing up to the mixture (C, t): to float32's rounding, or exactly

@@ -243,8 +243,8 @@ class Separator:
         if seconds + delay > most:
             raise ValueError(
                 f"A recording of {seconds:.1f} seconds can't go in one piece: the model takes "
-                f"{most - delay:.1f} at most, as long as it was trained on; without no-split it is "
-                "taken in chunks."
+                f"{most - delay:.1f} at most, as long as it was trained on; with segment=None it "
+                "is taken in chunks."
             )
         # A transformer hears all that it was trained on, with silence around what is shorter.
         return most if math.isfinite(most) else seconds + delay + 1 / self.samplerate

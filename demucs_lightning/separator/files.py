@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from demucs_lightning import audio
-from demucs_lightning.audio.encoding import FLOAT, format_of
+from demucs_lightning.audio.encoding import FLOAT
 from demucs_lightning.separation import Progress
 from demucs_lightning.separator.choice import Choice, Parts
 from demucs_lightning.separator.names import STEM_FILE, fields_of, filled, template_for, values_of
@@ -50,11 +50,13 @@ class Target:
     existing: str = "refuse"
 
     def __post_init__(self) -> None:
-        format_of(f"x.{self.format}")
+        if f".{self.format}".lower() not in audio.FORMATS:
+            known = ", ".join(sorted(suffix[1:] for suffix in audio.FORMATS))
+            raise ValueError(f"format is {self.format!r}: it must be one of {known}.")
         if not isinstance(self.filename, str | None):
             raise ValueError(f"filename is {self.filename!r}: it must be text.")
         if self.rate is not None:
-            checked_rate(self.rate)
+            checked_rate(self.rate, "rate")
         for name, known in (("clip_mode", CLIP_MODES), ("existing", EXISTING)):
             if getattr(self, name) not in known:
                 value = getattr(self, name)

@@ -6,6 +6,7 @@ length that they must have in all. Nothing is held but a few chunks of the model
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from demucs_lightning import audio
+from demucs_lightning.allocator import kept
 from demucs_lightning.audio.decoding import resized
 from demucs_lightning.separation import Level, fetched, sent, stream
 from demucs_lightning.separator.background import ahead, following
@@ -45,14 +47,15 @@ class Engine:
             yield block
 
     def _computed(self, blocks: Iterable[Tensor], level: Level) -> Iterator[Tensor]:
-        with self.computing():
-            stems = stream(self.model, blocks, level=level, **self.settings)
-        while True:
-            with self.computing():  # and not while the caller has the block
-                block = next(stems, None)
-            if block is None:
-                return
-            yield block
+        with kept() if self.device.type == "cpu" else nullcontext():
+            with self.computing():
+                stems = stream(self.model, blocks, level=level, **self.settings)
+            while True:
+                with self.computing():  # and not while the caller has the block
+                    block = next(stems, None)
+                if block is None:
+                    return
+                yield block
 
 
 @dataclass(frozen=True)

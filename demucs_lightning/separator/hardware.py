@@ -24,7 +24,7 @@ def devices_of(wanted: str | torch.device | Sequence[str | torch.device]) -> lis
     """
     if isinstance(wanted, str):
         wanted = wanted.split(",")
-    elif isinstance(wanted, torch.device):
+    elif not isinstance(wanted, Sequence):
         wanted = [wanted]
     if not wanted:
         raise ValueError("device is empty: it must be auto, cpu, cuda, cuda:1, mps or several.")
@@ -36,7 +36,7 @@ def _device(name: str | torch.device) -> torch.device:
         return automatic()
     try:
         device = torch.device(name.strip() if isinstance(name, str) else name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(
             f"device is {name!r}: it must be auto, cpu, cuda, cuda:1 or mps."
         ) from None

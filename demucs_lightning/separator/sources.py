@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from demucs_lightning import audio
-from demucs_lightning.audio.form import MAX_CHANNELS, RATES
+from demucs_lightning.audio.form import MAX_CHANNELS, RATES, fault_in
 from demucs_lightning.separation import Level, statistics
 
 INTEGERS = {torch.int16: 2**15, torch.int32: 2**31}
@@ -29,7 +29,8 @@ class Source(Protocol):
 class Recording:
     """Samples in memory: (C, T) or (T,), floating point with full scale at 1, int16 or int32.
 
-    Raises ValueError for another shape or type, no sample, NaN and infinity.
+    Raises ValueError for another shape or type, no sample, and for what no sound has: NaN, infinity
+    and values above audio.form.LOUDEST.
     """
 
     def __init__(self, samples: Tensor | np.ndarray, samplerate: int) -> None:
@@ -55,14 +56,14 @@ class Recording:
             yield checked(scaled(block), second, self.samplerate)
 
 
-def checked_rate(samplerate: Any) -> int:
-    """The rate as a whole number of Hz; ValueError where it is none of audio."""
+def checked_rate(samplerate: Any, name: str = "samplerate") -> int:
+    """The rate as a whole number of Hz; ValueError, naming ``name``, where it is none of audio."""
     rate = 0
     if isinstance(samplerate, Real) and math.isfinite(samplerate):
         rate = int(float(samplerate))
     if rate != samplerate or not RATES[0] <= rate <= RATES[1]:
         raise ValueError(
-            f"samplerate is {samplerate!r}: a whole number of Hz, {RATES[0]} to {RATES[1]}, can be."
+            f"{name} is {samplerate!r}: a whole number of Hz, {RATES[0]} to {RATES[1]}, can be."
         )
     return rate
 
@@ -76,11 +77,10 @@ def scaled(samples: Tensor) -> Tensor:
 
 
 def checked(block: Tensor, second: float, samplerate: int) -> Tensor:
-    """The block (C, t), which starts at that second; ValueError where it isn't finite."""
-    good = torch.isfinite(block).all(dim=0)
-    if not good.all():
-        at = second + int((~good).nonzero()[0]) / samplerate
-        raise ValueError(f"The mixture holds NaN or infinite values at second {at:.3f}.")
+    """The block (C, t), which starts at that second; ValueError where it is no sound."""
+    if fault := fault_in(block):
+        at = second + fault[0] / samplerate
+        raise ValueError(f"The mixture holds {fault[1]} at second {at:.3f}.")
     return block
 
 

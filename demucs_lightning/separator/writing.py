@@ -22,10 +22,10 @@ from demucs_lightning.audio.writing import SCALES
 from demucs_lightning.separation import Progress
 from demucs_lightning.separator.background import Behind
 from demucs_lightning.separator.files import Plan, Separates
+from demucs_lightning.separator.missing import HEADROOM, narrowed
 from demucs_lightning.separator.room import check_room, room_of
 from demucs_lightning.separator.spool import Spool
 
-HEADROOM = 1.01  # what is rescaled peaks just below full scale, as in demucs 4
 CLAMPED = 0.99  # as in demucs 4
 
 
@@ -61,6 +61,7 @@ def execute(separator: Separates, planned: Plan, progress: Progress | None = Non
         audio.remove_leftovers(folder)
     check_room([room_of(planned)], purpose=f"separate {planned.path}")
     start = time.monotonic()
+    planned = narrowed(planned)
     with _no_empty_folders(planned.written):
         blocks = _computed(separator, planned, progress)
         if planned.rescales:
@@ -96,8 +97,8 @@ def _computed(separator: Separates, planned: Plan, progress: Progress | None) ->
 
 
 def _fitting(planned: Plan, blocks: Iterator[Tensor]) -> tuple[int, float]:
-    """Write the files at the gain at which none of the parts clips, kept ones included, so that the
-    new files fit the others; the samples of each, and the gain."""
+    """Write the files at the gain at which none of the parts clips, kept ones included where they
+    may decide on it, so that the new files fit the others; the samples of each, and the gain."""
     first, peak = 0 if planned.together else planned.first, 0.0
     with Spool(planned.written[0].parent) as spool:
 
@@ -156,7 +157,7 @@ def _chosen(planned: Plan, block: Tensor) -> list[Tensor]:
     """What each writer takes of a block."""
     if planned.together:
         return [block]
-    parts = zip(planned.files, block[planned.first :], strict=True)
+    parts = zip(planned.parts.names, block[planned.first :], strict=True)
     return [part for name, part in parts if name not in planned.kept]
 
 

@@ -50,22 +50,11 @@ TAGS = Tags(
     comment="a comment",
     copyright="2026 me",
 )
-ALL = set(TAGS.texts())
-OGG = {"title", "artist", "album", "track", "date", "genre", "comment", "copyright"}
-HELD = {
-    ".flac": ALL,
-    ".mp3": ALL,
-    ".m4a": ALL,
-    ".opus": ALL,
-    ".ogg": OGG,
-    ".wav": ALL,
-    ".aiff": {"title", "artist", "comment", "copyright"},
-}
-WITH_COVER = {".flac", ".mp3", ".m4a", ".opus", ".wav"}
+SUFFIXES = [".flac", ".mp3", ".m4a", ".opus", ".ogg", ".wav", ".aiff"]
 
 
 @pytest.mark.parametrize("cover", ["png", "jpeg", ""])
-@pytest.mark.parametrize("suffix", HELD)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_tags_come_back(tmp_path, suffix, cover):
     picture = {"png": png, "jpeg": jpeg, "": bytes}[cover]()
     mime = f"image/{cover}" if cover else ""
@@ -73,11 +62,7 @@ def test_tags_come_back(tmp_path, suffix, cover):
     given = replace(TAGS, cover=picture, cover_mime=mime)
     with audio.writer(path, samplerate=48_000, channels=2, tags=given) as to:
         to.write(tones())
-    found = audio.tags(path)
-    assert found.texts() == {name: TAGS.texts()[name] for name in HELD[suffix]}
-    assert (found.cover, found.cover_mime) == (
-        (picture, mime) if suffix in WITH_COVER else (b"", "")
-    )
+    assert audio.tags(path) == given
     plain = tmp_path / f"plain{suffix}"
     audio.write(plain, tones(), samplerate=48_000)
     assert (audio.read(path)[0] == audio.read(plain)[0]).all(), "tags change no sample"

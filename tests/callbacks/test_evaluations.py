@@ -13,6 +13,7 @@ from demucs_lightning.callbacks import Evaluations, evaluations
 
 SUMMARY = {
     "table": "the table",
+    "failed": {"Ann": "Ann: there is not enough memory for it."},
     "mean": {"nsdr": {"bass": 1.5, "overall": 2.5}},
     "median": {"sdr": {"bass": None, "overall": "inf"}},
 }
@@ -96,6 +97,7 @@ def test_it_tests_a_copy_of_the_checkpoint_and_logs_the_scores(
     epochs(3)
     assert trainer.logged == [({"test/epoch": 2.0, "test/nsdr_bass": 1.5, "test/nsdr": 2.5}, 7)]
     assert "Test of epoch 2:\nthe table" in caplog.text
+    assert "Test of epoch 2: no scores of Ann: there is not enough memory for it." in caplog.text
     assert not copy.exists()
 
 

@@ -34,6 +34,7 @@ def make(root: Path, **changes: Any) -> SeparationData:
         world_size=1,
         current_epoch=0,
         state=SimpleNamespace(fn="fit"),
+        limit_test_batches=1.0,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
     data.trainer = trainer
@@ -118,6 +119,16 @@ def test_the_test_set_is_opened_by_itself(musdb_root: Path) -> None:
     data.setup("test")
     assert data.train_set is None
     assert [batch["track"] for batch in data.test_dataloader()] == ["Dan - Four", "Eve - Five"]
+
+
+def test_a_test_set_that_lacks_is_missed_before_training(tmp_path: Path, musdb_root: Path) -> None:
+    (tmp_path / "train").symlink_to(musdb_root / "train")
+    data = make(tmp_path)
+    with pytest.raises((ValueError, OSError), match="test"):
+        data.prepare_data()
+    trainer: Any = data.trainer
+    trainer.limit_test_batches = 0
+    data.prepare_data()
 
 
 def test_workers_give_what_the_process_itself_gives(musdb_root: Path) -> None:

@@ -78,7 +78,7 @@ class Notes(Watch):
     def elsewhere(self, track) -> None:
         self.others.append(track.name)
 
-    def failed(self, track, reason: str) -> None:
+    def failed(self, name: str, reason: str) -> None:
         self.faults.append(reason)
 
 

@@ -92,3 +92,27 @@ def test_claims_are_kept_fresh(folder):
         while path.stat().st_mtime == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert time.time() - path.stat().st_mtime < 60
+
+
+def test_half_a_claim_is_never_there(tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with Claims(tmp_path / "claims") as claims:
+        for name in ("dump", "dumps"):
+            monkeypatch.setattr(json, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            claims.take("Ann")
+        assert not (claims.folder / "Ann").exists()
+
+
+def test_claims_need_no_hard_links(tmp_path, monkeypatch):
+    def lacks(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(type(tmp_path), "hardlink_to", lacks)
+    with Claims(tmp_path / "claims") as first, Claims(tmp_path / "claims") as second:
+        assert first.take("Ann")
+        assert not second.take("Ann")
+        first.release("Ann")
+        assert second.take("Ann")

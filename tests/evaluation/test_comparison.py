@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ from scipy.stats import bootstrap
 from demucs_lightning.evaluation.comparison import as_json, compare
 from demucs_lightning.evaluation.results import Results, SourceScores
 from demucs_lightning.evaluation.table import aggregate
+from demucs_lightning.evaluation.unscored import ALONE
 from tests.evaluation.made import SOURCES, constant, settings, titles, track
 
 NAN, INF = math.nan, math.inf
@@ -117,12 +119,62 @@ def test_missing_scores_are_left_out_in_pairs(tmp_path):
     bass = comparison.difference("nsdr", "bass", 1)
     assert (bass.mean, bass.tracks, bass.improved, bass.left_out) == (0.5, 2, 1, 2)
     rest = comparison.difference("nsdr", "rest", 1)
-    assert (rest.tracks, rest.left_out) == (3, 1)
+    assert (rest.tracks, rest.left_out, rest.infinite) == (4, 0, 1)
     assert rest.mean == pytest.approx(1 / 3)
     assert comparison.level("nsdr", "bass", "mean") == [2.0, 2.5]
     # Overall, a track counts by the sources that both have.
     assert comparison.tracks == ["four", "one", "three", "two"]
     assert comparison.values["nsdr"]["overall"] == [[1, 1.5, 3, 4], [1, INF, 3, 5]]
+
+
+def test_infinities_are_differences_but_in_no_interval(tmp_path):
+    a = {"one": INF, "two": 1.0, "three": INF, "four": 2.0, "five": -INF, "six": 3.0}
+    b = {"one": INF, "two": INF, "three": 5.0, "four": 3.0, "five": 0.0, "six": 5.0}
+    pair = [
+        results(tmp_path / name, {t: {"bass": value, "rest": 1.0} for t, value in row.items()})
+        for name, row in (("a", a), ("b", b))
+    ]
+    comparison = compare(*pair)
+    found = dict(zip(comparison.tracks, comparison.differences("nsdr", "bass", 1), strict=True))
+    assert found == {"one": 0, "two": INF, "three": -INF, "four": 1, "five": INF, "six": 2}
+    bass = comparison.difference("nsdr", "bass", 1)
+    assert (bass.tracks, bass.infinite, bass.left_out, bass.improved) == (6, 3, 0, 4)
+    assert bass.mean == 1
+    assert 0 <= bass.low < 1 < bass.high <= 2
+    # Overall, infinities of both hide no difference of the other source.
+    assert comparison.differences("nsdr", "overall", 1)[comparison.tracks.index("one")] == 0
+    written = json.dumps(as_json(comparison), allow_nan=False)
+    assert json.loads(written)["metrics"]["nsdr"]["bass"]["scores"][0].count("inf") == 2
+
+
+def test_only_infinite_differences_have_an_infinite_mean(tmp_path):
+    pair = [
+        results(tmp_path / n, {t: {"bass": v} for t in "xy"})
+        for n, v in zip("ab", (1.0, INF), strict=True)
+    ]
+    found = compare(*pair).difference("sdr", "bass", 1)
+    assert (found.mean, found.tracks, found.improved, found.infinite) == (INF, 2, 2, 2)
+    assert math.isnan(found.low)
+
+
+def test_json_says_what_was_measured_and_how(pair):
+    found = json.loads(json.dumps(as_json(compare(*pair, seed=7)), allow_nan=False))
+    for each, model in zip(pair, found["models"], strict=True):
+        assert model["data"] == each.settings["data"]
+        assert model["separation"] == each.settings["separation"]
+        assert model["hash"] == each.settings["model"]["hash"]
+    told = pair[0].settings["metrics"]
+    assert found["definitions"] == {metric: told[metric] for metric in ("nsdr", "sdr")}
+    interval = {key: found["intervals"][key] for key in ("unit", "level", "resamples", "seed")}
+    assert interval == {"unit": "track", "level": 0.95, "resamples": 10_000, "seed": 7}
+
+
+def test_a_lone_source_has_no_sir_whatever_old_results_hold(tmp_path):
+    pair = [results(tmp_path / n, {t: {"bass": INF} for t in "xy"}) for n in "ab"]
+    comparison = compare(*pair, metrics=["sir"])
+    assert comparison.difference("sir", "bass", 1).tracks == 0
+    assert all(map(math.isnan, comparison.level("sir", "bass", "median")))
+    assert comparison.unscored("sir") == [{"bass": {ALONE: 2}}] * 2
 
 
 def test_one_track_has_no_interval(tmp_path):
@@ -149,10 +201,10 @@ def test_only_what_all_have_is_compared(pair, tmp_path):
     comparison = compare(pair[0], results(tmp_path / "c", fewer | {"extra": {"bass": 1.0}}))
     assert len(comparison.tracks) == 30
     assert comparison.sources == list(SOURCES)
+    fewer = f"10 of 40 in {tmp_path / 'a'}, 1 of 31 in {tmp_path / 'c'}"
     assert comparison.notes == [
-        "Left out, since not all have them: piano.",
-        f"Compared are the 30 tracks that all have: 10 of 40 in {tmp_path / 'a'} are left out.",
-        f"Compared are the 30 tracks that all have: 1 of 31 in {tmp_path / 'c'} are left out.",
+        "Sources that not all results have are left out: piano.",
+        f"Tracks that not all results have are left out: {fewer}.",
     ]
 
 
@@ -162,7 +214,8 @@ def test_another_recording_of_the_same_name_is_left_out(pair):
     comparison = compare(pair[0], replace(pair[1], tracks=changed))
     assert len(comparison.tracks) == 38
     assert comparison.notes == [
-        f"Left out, since their lengths or sample rates differ: {other[0].track}, {other[1].track}."
+        "Tracks whose length or sample rate is not the same in all results are left out: "
+        f"{other[0].track}, {other[1].track}."
     ]
 
 
@@ -176,7 +229,7 @@ def test_sources_may_be_chosen(pair):
 def test_other_data_is_said(pair):
     other = pair[1].settings | {"data": {"set": "Folder", "subset": "all", "tracks": 40}}
     comparison = compare(pair[0], replace(pair[1], settings=other))
-    assert comparison.notes == ["The results are of different data, MusdbHQ test, Folder all."]
+    assert comparison.notes == ["The results are of different data: MusdbHQ test and Folder all."]
 
 
 def test_what_cannot_be_compared(pair, tmp_path):

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from omegaconf import OmegaConf
 
 from demucs_lightning import audio
-from demucs_lightning.evaluation.estimates import Separated, Stems, model_hash
+from demucs_lightning.commands.settings import conf_folder
+from demucs_lightning.evaluation.estimates import Separated, Settings, Stems, model_hash
 from demucs_lightning.evaluation.run import Evaluation
 from demucs_lightning.evaluation.tracks import open_set
 from demucs_lightning.separation import BagOfModels
 from tests.audio.sounds import stempeg_song
-from tests.evaluation.songs import SOURCES, make_set, make_stems, stems, write
+from tests.evaluation.songs import SOURCES, Notes, make_set, make_stems, stems, write
 from tests.separator.models import RATE, small
 
 
@@ -30,7 +32,7 @@ def folder(root, tmp_path):
 
 def run(folder, root, out):
     data = open_set("folder", root, subset=None)
-    return Evaluation(out, [Stems(folder)], data, excerpts=False).run(data.tracks)
+    return Evaluation(out, [Stems(folder)], data, excerpts=False).run(data)
 
 
 def lossy(folder, suffix):
@@ -109,17 +111,39 @@ def test_a_little_difference_in_length_is_mended_and_said(
         ),
         (
             lambda song: (song / "vocals.wav").unlink(),
-            r"lacks vocals of the track 'test/Ann - One'",
+            r"^test/Ann - One: \S+stems has bass of it, and lacks vocals\.$",
         ),
-        (lambda song: song.rename(song.with_name("x")), r"lacks 1 of 2 tracks, such as 'test/Ann"),
+        (lambda song: song.rename(song.with_name("x")), "stems has no track of this name"),
         (lambda song: (song / "bass.wav").write_bytes(b"RIFF"), r"bass\.wav can't be decoded"),
     ],
 )
-def test_what_does_not_fit_is_said_before_anything_is_computed(folder, root, tmp_path, spoil, said):
+def test_what_does_not_fit_is_said_and_the_others_are_scored(folder, root, tmp_path, spoil, said):
     spoil(folder / "Ann - One")
-    with pytest.raises(ValueError, match=said):
-        run(folder, root, tmp_path / "out")
-    assert not (tmp_path / "out" / "tracks").exists()
+    found = run(folder, root, tmp_path / "out")
+    assert [track.track for track in found.results.tracks] == ["test/Bob - Two"]
+    assert re.search(said, found.faults.pop("test/Ann - One"))
+    assert not found.faults
+
+
+def test_what_does_not_fit_is_said_before_anything_is_computed(folder, root, tmp_path):
+    (folder / "Ann - One" / "vocals.wav").unlink()
+    data = open_set("folder", root, subset=None)
+    evaluation, notes = Evaluation(tmp_path, [Stems(folder)], data, excerpts=False), Notes()
+    assert not evaluation.run(data.only(["test/Ann - One"]), notes).complete
+    assert len(notes.faults) == 1
+    assert not list(tmp_path.glob("tracks/*"))
+    (folder / "Ann - One" / "vocals.wav").write_bytes(
+        (folder / "Ann - One" / "bass.wav").read_bytes()
+    )
+    again = Evaluation(tmp_path, [Stems(folder)], data, excerpts=False)
+    assert again.run(data).complete  # what failed is tried again
+
+
+def test_the_usual_settings_are_those_of_conf():
+    conf = OmegaConf.load(conf_folder() / "config.yaml").test
+    usual = Settings()
+    names = ("shifts", "overlap", "segment", "seed")
+    assert {name: getattr(usual, name) for name in names} == {name: conf[name] for name in names}
 
 
 def test_stems_with_more_channels_than_the_mixture_are_mixed_down(folder, root, tmp_path):
@@ -157,10 +181,10 @@ def test_a_bag_says_what_it_is_made_of(root, tmp_path):
     assert judged.separation is not None
     assert judged.separation["segment"] == 2.0
     data = open_set("folder", root, subset=None)
-    found = Evaluation(tmp_path / "bag", [judged], data).run(data.tracks).results
+    found = Evaluation(tmp_path / "bag", [judged], data).run(data).results
     for number, source in enumerate(SOURCES):
         one = Separated(models[number], name="one", digest=f"{number}", device="cpu")
-        alone = Evaluation(tmp_path / source, [one], data).run(data.tracks).results
+        alone = Evaluation(tmp_path / source, [one], data).run(data).results
         scores = zip(found.tracks, alone.tracks, strict=True)
         # The delays of a bag's members are not those of a single model.
         assert all(

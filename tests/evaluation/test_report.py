@@ -145,7 +145,7 @@ def test_what_is_not_a_number_is_written_and_drawn_as_such(tmp_path: Path):
         ("0.00", "-0.001"),
     ]
     points = page.all("circle")
-    assert len(points) == 6 * 3  # none for NaN
+    assert len(points) == 5 * 3  # none for NaN, nor for SIR of a lone source
     nsdr = {point["data-track"]: point for point in points[:3]}
     assert nsdr["Ann - One"]["cx"] == "98.000%"
     assert nsdr["Bob - Two"]["cx"] == "2.000%"
@@ -157,7 +157,10 @@ def test_what_is_not_a_number_is_written_and_drawn_as_such(tmp_path: Path):
 def test_without_any_score_there_is_a_page(tmp_path: Path):
     silent = {"vocals": constant(math.nan, silent=True)}
     page = report(kept(tmp_path, [track("Ann - One", silent)]))
-    assert "1 of 1 references are silent." in "".join(page.texts)
+    why = "vocals in 1 track (silent reference)"
+    told = "".join(page.texts)
+    assert told.count(f"Without nSDR and SDR, and left out of median and mean: {why}.") == 1
+    assert told.count("No track has a score.") == 6
     assert page.tables[2][1][1] == ("–", "nan")
     assert not page.all("rect", "box")
 

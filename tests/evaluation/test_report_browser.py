@@ -170,6 +170,20 @@ def test_the_pointer_reads_scores_over_time(page: Browser):
     ]
 
 
+def test_arrow_keys_read_scores_over_time(page: Browser):
+    pressed(page, "document.querySelector('.curves').focus()")
+    for _ in range(3):
+        page.press("ArrowRight", "ArrowRight")
+    assert page.run("tip.textContent.split('\\n')") == [
+        "0:02",
+        *(f"{name}: −30.00" for name in SOURCES),
+    ]
+    cursor = "document.querySelector('.cursor')"
+    assert page.run(f"[tip.hidden, {cursor}.getAttribute('visibility')]") == [False, "visible"]
+    pressed(page, "document.activeElement.blur()")
+    assert page.run(f"[tip.hidden, {cursor}.getAttribute('visibility')]") == [True, "hidden"]
+
+
 def rendered(page: Browser, plan: str) -> list[float]:
     """What the deck of the first player gives in two seconds, left channel, sample by sample."""
     return page.run(

@@ -3,7 +3,11 @@
 import json
 import math
 import os
+import re
+import shutil
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ from demucs_lightning.evaluation.results import (
     track_path,
 )
 from demucs_lightning.evaluation.run import Evaluation
+from demucs_lightning.evaluation.settled import usual_folder
 from demucs_lightning.evaluation.table import aggregate, as_json, table
 from demucs_lightning.evaluation.tracks import open_set
 from demucs_lightning.metrics import new_sdr, si_sdr
@@ -49,7 +54,7 @@ def data(root):
 def run(folder, judged, data, tracks=None, **options):
     notes = Notes()
     evaluation = Evaluation(folder, [judged], data, **options)
-    outcome = evaluation.run(tracks or data.tracks, notes)
+    outcome = evaluation.run(data.only(tracks) if tracks else data, notes)
     return outcome, notes
 
 
@@ -108,17 +113,17 @@ def test_a_model_of_another_rate_is_scored_at_that_of_the_references(tmp_path):
 
 
 def test_what_is_scored_is_not_computed_again(data, tmp_path, caplog):
-    first = [data.tracks[0]]
+    first = [data.names[0]]
     outcome, notes = run(tmp_path, shares(), data, first)
-    assert notes.scored == [first[0].name]
+    assert notes.scored == first
     assert not outcome.complete
     outcome, notes = run(tmp_path, shares(), data)
     assert notes.scored == [data.tracks[1].name]
     assert outcome.complete
-    path = track_path(tmp_path, first[0].name)
+    path = track_path(tmp_path, first[0])
     path.write_text(path.read_text()[:50])
     outcome, notes = run(tmp_path, shares(), data)
-    assert notes.scored == [first[0].name]
+    assert notes.scored == first
     assert f"{path} is damaged" in caplog.text
     assert not (tmp_path / "claims").exists()
 
@@ -138,9 +143,21 @@ def test_stems_that_changed_are_scored_again(root, data, tmp_path):
     folder = make_stems(tmp_path / "stems", root)
     run(tmp_path / "out", Stems(folder), data)
     path = folder / "Bob - Two" / "bass.wav"
-    os.utime(path, (1, 1))
+    write(path.parent, {"bass": 0.5 * soundfile.read(path)[0]})
     _, notes = run(tmp_path / "out", Stems(folder), data)
     assert notes.scored == ["test/Bob - Two"]
+
+
+def test_copies_of_the_same_files_are_not_scored_again(root, data, tmp_path, caplog):
+    folder = make_stems(tmp_path / "stems", root)
+    run(tmp_path / "out", Stems(folder), data)
+    shutil.copytree(root, tmp_path / "elsewhere")
+    for path in [*(tmp_path / "elsewhere").rglob("*.wav"), *folder.rglob("*.wav")]:
+        os.utime(path, (1, 1))
+    data = open_set("folder", tmp_path / "elsewhere", subset=None)
+    outcome, notes = run(tmp_path / "out", Stems(folder), replace(data, name="songs"))
+    assert (notes.scored, outcome.complete) == ([], True)
+    assert not caplog.records
 
 
 def test_a_folder_of_other_settings_is_refused(data, tmp_path):
@@ -164,16 +181,16 @@ def test_results_of_tracks_that_are_gone_are_put_aside(data, tmp_path, caplog):
     assert not notes.scored
     assert outcome.complete
     assert len(read_results(tmp_path).tracks) == 1
-    assert "of no track of this data set" in caplog.text
+    assert f"is of a track that {data.root} lacks: now it is" in caplog.text
 
 
 def test_sources_that_both_have_are_scored(data, tmp_path, caplog):
     judged = shares(0.5, ("vocals", "rest"))
     outcome, _ = run(tmp_path / "out", judged, data)
     assert outcome.results.sources == ["vocals"]
-    assert "Only vocals will be scored: shares alone has rest." in caplog.text
-    assert "Only vocals will be scored: FolderTracks alone has bass." in caplog.text
-    with pytest.raises(ValueError, match="has the sources a, and FolderTracks has bass, vocals"):
+    said = f"Only vocals will be scored: shares alone has rest and {data.root} alone has bass."
+    assert [record.getMessage() for record in caplog.records] == [said]
+    with pytest.raises(ValueError, match=r"shares has a, and .*songs has bass and vocals: no sour"):
         run(tmp_path / "other", shares(0.5, ("a",)), data)
 
 
@@ -186,12 +203,12 @@ def test_a_silent_reference_has_no_score_and_is_counted(root, tmp_path):
     assert ann.sources["bass"].silent
     assert math.isnan(ann.score("bass", "nsdr"))
     assert aggregate(results, "nsdr", "mean")["bass"] == bob.score("bass", "nsdr")
-    assert "Silent references, in tracks: bass in 1." in table(results).splitlines()
     assert as_json(results)["silent"] == {"bass": 1}
     unscored = as_json(results)["unscored"]
     assert unscored["nsdr"] == {"bass": 1}
     assert unscored["sdr"] == dict.fromkeys(results.sources, 1)
-    assert "Without nSDR, in tracks, and left out of its numbers: bass in 1." in table(results)
+    why = "bass in 1 track (silent reference)"
+    assert f"Without nSDR, and left out of median and mean: {why}." in table(results)
 
 
 def test_a_track_that_fails_does_not_stop_the_others(root, data, tmp_path):
@@ -203,6 +220,54 @@ def test_a_track_that_fails_does_not_stop_the_others(root, data, tmp_path):
     assert notes.faults[0].startswith("test/Bob - Two: ")
     assert "is truncated" in outcome.faults["test/Bob - Two"]
     assert not outcome.complete
+
+
+def test_a_bad_track_of_the_data_set_does_not_stop_the_others(root, data, tmp_path):
+    path = root / "test" / "Bob - Two" / "bass.wav"
+    samples = path.read_bytes()
+    path.write_bytes(samples[:-100])
+    bad = open_set("folder", root, subset=None)
+    assert (len(bad), bad.names) == (2, data.names)
+    outcome, notes = run(tmp_path / "out", shares(), bad)
+    assert (notes.scored, outcome.complete) == (["test/Ann - One"], False)
+    assert "bass.wav is truncated" in outcome.faults["test/Bob - Two"]
+    assert outcome.left(bad.names) == []
+    path.write_bytes(samples)
+    outcome, notes = run(tmp_path / "out", shares(), open_set("folder", root, subset=None))
+    assert (notes.scored, outcome.faults) == (["test/Bob - Two"], {})
+
+
+def test_results_of_another_place_are_never_put_aside(root, data, tmp_path):
+    run(tmp_path / "out", shares(), data)
+    (tmp_path / "b").mkdir()
+    shutil.copytree(root, tmp_path / "b" / "songs")
+    run(tmp_path / "out", shares(), open_set("folder", tmp_path / "b" / "songs", subset=None))
+    write(tmp_path / "b" / "songs" / "test" / "Ann - One", stems(2.0, seed=7))
+    (tmp_path / "b" / "songs" / "test" / "Ann - One" / "mixture.wav").unlink()
+    other = open_set("folder", tmp_path / "b" / "songs", subset=None)
+    usual = usual_folder(tmp_path, data, "shares")
+    assert usual == tmp_path / "songs-test" / "shares"
+    run(usual, shares(), data)
+    assert re.fullmatch("songs-[0-9a-f]{6}-test", usual_folder(tmp_path, other, "x").parent.name)
+    assert usual_folder(tmp_path, data, "x") == tmp_path / "songs-test" / "x"
+    with pytest.raises(ValueError, match=r"holds results of the tracks in .*are others: name ano"):
+        run(usual, shares(), other)
+    assert len(read_results(usual).tracks) == 2
+
+
+def test_what_has_computed_is_in_the_results_and_changes_no_key(data, tmp_path):
+    run(tmp_path, shares(settings=Settings(batch_size=2)), data)
+    before = read_results(tmp_path).tracks[0]
+    assert before.machine == {
+        "device": "CPU",
+        "threads": torch.get_num_threads(),
+        "batch_size": 2,
+    }
+    _, notes = run(tmp_path, shares(settings=Settings(batch_size=1)), data)
+    assert not notes.scored
+    versions = json.loads((tmp_path / "settings.json").read_text())["versions"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert versions["demucs_lightning"] == project["project"]["version"]
 
 
 def test_excerpts_are_of_the_loudest_part(tmp_path, monkeypatch):
@@ -242,11 +307,11 @@ def test_long_tracks_are_held_on_disk(data, tmp_path, monkeypatch):
 def test_several_workers_share_the_tracks(data, tmp_path):
     notes = Notes()
     evaluation = Evaluation(tmp_path, [shares(), shares()], data)
-    assert evaluation.run(data.tracks, notes).complete
+    assert evaluation.run(data, notes).complete
     assert sorted(notes.scored) == [track.name for track in data.tracks]
 
 
 def test_a_set_without_tracks_is_said(data, tmp_path):
     tracks: list[Track] = []
-    with pytest.raises(ValueError, match="FolderTracks has no tracks of the subset test"):
+    with pytest.raises(ValueError, match="songs has no tracks of the subset test"):
         run(tmp_path, shares(), replace(data, tracks=tracks))

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from demucs_lightning.metrics import new_sdr, si_sdr
+from demucs_lightning.metrics.ratios import streamed
 
 
 def signals(*shape, seed=0):
@@ -38,10 +39,39 @@ def test_known_values():
     assert new_sdr(references, -references).item() == pytest.approx(-20 * np.log10(2))
 
 
-def test_silent_reference():
+def test_a_silent_reference_is_scored_by_the_formula():
     silence, sound = torch.zeros(1, 1, 2, 100), torch.ones(1, 1, 2, 100)
     assert new_sdr(silence, silence).item() == 0
-    assert new_sdr(silence, sound).item() == pytest.approx(10 * np.log10(1e-7 / 200), rel=1e-6)
+    assert new_sdr(silence, sound).item() == pytest.approx(10 * np.log10(1e-7 / 200), rel=1e-5)
+    quiet = 1e-5 * sound
+    assert new_sdr(quiet, quiet).item() == pytest.approx(10 * np.log10(1.2), rel=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [[1000], [1, 400, 599], [250] * 4])
+def test_pieces_have_the_scores_of_the_whole(lengths):
+    references = signals(2, 3, 2, 1000)
+    references[1, 2] = 0
+    estimates = 0.2 * references + 0.1 * signals(2, 3, 2, 1000, seed=1)
+    estimates[0, 0] = 0
+    asked = []
+
+    def pieces():
+        asked.append(True)
+        return zip(references.split(lengths, -1), estimates.split(lengths, -1), strict=True)
+
+    found = streamed(pieces)
+    for scores, metric in ((found.nsdr, new_sdr), (found.si_sdr, si_sdr)):
+        expected = metric(references, estimates)
+        torch.testing.assert_close(scores, expected, rtol=1e-12, atol=0, equal_nan=True)
+    assert found.silent.nonzero().tolist() == [[1, 2]]
+    assert found.si_sdr.isnan().nonzero().tolist() == [[0, 0], [1, 2]]
+    assert len(asked) == 2
+
+
+def test_scale_invariant_of_what_has_nothing_of_the_reference():
+    references, estimates = torch.zeros(2, 1, 1, 1, 2)
+    references[..., 0] = estimates[..., 1] = 1
+    assert si_sdr(references, estimates).item() == -np.inf
 
 
 def test_long_float32_is_summed_in_float64():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from demucs_lightning.models import layout
-from demucs_lightning.models.lstm import lstm
+from demucs_lightning.models import layout, sequences
+from demucs_lightning.models.lstm import lstm, reads_less
 from demucs_lightning.models.precision import convolution, linear
 
 
@@ -142,3 +142,23 @@ def test_lstm_is_that_of_torch(dtype, tolerance):
 
     expected = passes(Theirs(), x, torch.float32, weights=False)
     assert_close(passes(Own(), x, dtype, weights=False), expected, tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("count", [2, 5])
+def test_wide_states_give_what_torch_gives(dtype, tolerance, count, monkeypatch):
+    torch.manual_seed(0)
+    network, x = sequences.BLSTM(24, 2, max_steps=20, skip=True).eval(), torch.randn(count, 50, 24)
+    with torch.no_grad():
+        expected, asked = network(x), []
+        monkeypatch.setattr(sequences, "reads_less", lambda *given: asked.append(1) or True)
+        found = network.to(dtype)(x.to(dtype)).float()
+    assert asked
+    assert (found - expected).norm() < tolerance * expected.norm()
+
+
+def test_torch_reads_the_weights_of_narrow_states_and_single_sequences():
+    wide, narrow = (nn.LSTM(4, width, bidirectional=True) for width in (1024, 512))
+    assert reads_less(wide, torch.zeros(3, 2, 4))
+    assert not reads_less(wide, torch.zeros(3, 1, 4))
+    assert not reads_less(narrow, torch.zeros(3, 2, 4))

@@ -222,3 +222,12 @@ def test_ten_seconds_of_stereo_fit(klass):
             found[memory] = saved_bytes(model, mixture) / 1e6
     assert all(found[memory] < limit for memory, limit in LIMITS.items()), found
     assert found["low"] > 50  # the counting itself counts
+
+
+def test_the_memory_of_a_network_may_change():
+    model: Any = SMALL["Demucs"](memory="fast")
+    model.memory = "low"
+    assert model.memory == "low"
+    with pytest.raises(ValueError, match="memory is 'x': it must be fast, balanced or low."):
+        model.memory = "x"
+    assert model.memory == "low"

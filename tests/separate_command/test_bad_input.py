@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from demucs_lightning import audio, pretrained
+from tests.audio.sounds import pcm_format, riff
 from tests.pretrained.conftest import reference_model
 from tests.separate_command.places import stems, written
 from tests.separator.models import RATE, noise
@@ -37,6 +38,7 @@ from tests.separator.models import RATE, noise
         (["a.wav", "--format", "ogg", "--stems", ","], "--stems is ','"),
         (["x" * 300], "File name too long"),
         (["nowhere.wav"], "nowhere.wav is not there"),
+        ([os.devnull], f"{os.devnull} is no file but a device or a pipe"),
         ([""], "A track's name is empty"),
         (["a.wav", ""], "A track's name is empty"),
         (["a.wav", "-o", ""], "--out is empty"),
@@ -101,13 +103,23 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:9999])
 
 
+def text(path: Path) -> None:
+    path.write_text("no sound " * 99)
+
+
+def no_samples(path: Path) -> None:
+    path.write_bytes(riff((b"fmt ", pcm_format(2))))
+
+
 @pytest.mark.parametrize(
     ("name", "make", "said"),
     [
         ("x.wav", lambda path: path.write_bytes(b""), "is empty"),
         ("x.wav", cut, "is truncated"),
         ("x.flac", cut, "truncated"),
-        ("x.mp3", lambda path: path.write_text("no sound " * 99), "can't be decoded"),
+        ("x.wav", no_samples, "can't be decoded as audio: it ends too early."),
+        ("x.wav", text, "can't be decoded as audio: it is none, or it is damaged."),
+        ("x.mp3", text, "can't be decoded as audio: it is none, or it is damaged."),
         ("x.mp4", video_without_sound, "has no sound"),
         ("x.wav", not_finite(np.nan), "holds NaN or infinite values from second 1.000 on"),
         ("x.wav", not_finite(np.inf), "holds NaN or infinite values from second 1.000 on"),

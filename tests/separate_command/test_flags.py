@@ -145,26 +145,61 @@ def test_the_flags_of_the_reference_are_all_there():
     assert (ours.clip_mode, ours.other_method) == (reference.clip_mode, reference.other_method)
 
 
+EXCLUDE = "exclude one another: leave one of them out."
+LACKS = "{} needs a value behind it."
+
+
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "said"),
     [
-        ["-n", "mdx", "-s", "955717e8"],
-        ["--segment", "5", "--no-split"],
-        ["--int24", "--float32"],
-        ["--mp3", "--flac"],
-        ["--mp3", "--format", "ogg"],
-        ["--stems", "bass", "--two-stems", "bass"],
-        ["--skip-existing", "--overwrite"],
-        ["--mp3-preset", "8"],
-        ["--clip-mode", "tanh"],
-        ["--precision", "fp8"],
+        (["-n", "mdx", "-s", "955717e8"], f"--sig and --name {EXCLUDE}"),
+        (["--segment", "5", "--no-split"], f"--no-split and --segment {EXCLUDE}"),
+        (["--int24", "--float32"], f"--float32 and --int24 {EXCLUDE}"),
+        (["--mp3", "--flac"], f"--flac and --mp3 {EXCLUDE}"),
+        (["--mp3", "--format", "ogg"], f"--format and --mp3 {EXCLUDE}"),
+        (["--stems", "bass", "--two-stems", "bass"], f"--two-stems and --stems {EXCLUDE}"),
+        (["--skip-existing", "--overwrite"], f"--overwrite and --skip-existing {EXCLUDE}"),
+        (["--mp3-preset", "8"], "--mp3-preset is 8: it must be one of 2, 3, 4, 5, 6, 7."),
+        (["--clip-mode", "tanh"], "--clip-mode is 'tanh': it must be one of rescale, clamp, none."),
+        (["--precision", "8"], "--precision is '8': it must be one of auto, fp32, bf16, fp16."),
+        (["--shifts", "two"], "--shifts is 'two': it must be a whole number."),
+        (["--segment", "long"], "--segment is 'long': it must be a number."),
+        (["--bitrate", "1.5"], "--mp3-bitrate is '1.5': it must be a whole number."),
+        (["--overlap"], LACKS.format("--overlap")),
+        (["-o"], LACKS.format("--out")),
+        (["--flac=yes"], "--flac takes no value: leave 'yes' out."),
+        (["--overlpa", "0.1"], "There is no option --overlpa: did you mean --overlap?"),
+        (["--quiet"], "There is no option --quiet: --help lists those that there are."),
+        (["--s"], "--s is the beginning of --sig, --shifts, --segment, --seed, --stems, "
+         "--skip-existing: write the one that is meant in full."),
+    ],
+)  # fmt: skip
+def test_flags_that_can_not_be_are_one_sentence(run, songs, cheap, flags, said):
+    code, out, err = run(songs / "a.wav", *flags)
+    assert (code, out, err) == (2, "", f"error: {said}\n")
+    assert written() == set()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["compare"], "The command line lacks"),
+        (["bag"], "The command line lacks"),
+        (["export", "x"], "The command line lacks OUT: --help says what each is."),
+        (["export", "x", "y", "z"], "z is too much: --help says what may stand here."),
+        (["evaluate", "x", "--subset", "7"], "--subset is '7': it must be one of "),
+        (["models", "remoove"], "{list,download,remove} is 'remoove': it must be one of list, "),
+        (["models", "list", "--jsn"], "There is no option --jsn: did you mean --json?"),
+        (["train", "--epoch", "9"], "There is no option --epoch: --help lists"),
     ],
 )
-def test_flags_that_exclude_one_another(run, songs, cheap, flags):
-    code, _, err = run(songs / "a.wav", *flags)
-    assert code == 2
-    assert "error: argument" in err
-    assert written() == set()
+def test_the_flags_of_all_commands(capsys, argv, said):
+    with pytest.raises(SystemExit) as caught:
+        commands.main(argv)
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out) == (2, "")
+    assert err.startswith(f"error: {said}")
+    assert len(err.splitlines()) == 1
 
 
 def test_a_signature_is_a_single_model(run, songs, cheap, weights):

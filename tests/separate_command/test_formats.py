@@ -81,12 +81,10 @@ def test_the_sum_is_exact_at_every_depth(run, songs, weights, precision, form, d
     assert np.array_equal(sum(read), soundfile.read(songs / f"a.{form}", dtype="int32")[0])
 
 
-# Those that hold a picture.
-COVERS = {"flac", "mp3", "m4a", "opus", "wav", "stem.mp4"}
 TEXTS = audio.Tags(title="Ärger 音", artist="A/B", album="C", track="3", date="1999")
 
 
-KINDS = ["flac", "mp3", "m4a", "ogg", "opus", "wav", "stem.mp4"]
+KINDS = ["flac", "mp3", "m4a", "ogg", "opus", "wav", "aiff", "stem.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -106,10 +104,7 @@ def test_tags_and_cover_are_carried_over(run, songs, cheap, source, form):
     cheap.sources, cheap.gains = ["a", "b"], (0.5, 0.5)
     assert run(path, "--format", form)[0] == 0
     for file in written():
-        found = audio.tags(file)
-        assert found.texts() == TEXTS.texts(), file
-        held = {source, form} <= COVERS
-        assert (found.cover, found.cover_mime) == ((png(), "image/png") if held else (b"", ""))
+        assert audio.tags(file) == given, file
 
 
 def test_a_track_without_tags_gives_none(run, songs, cheap):

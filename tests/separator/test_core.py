@@ -258,7 +258,7 @@ def test_one_piece_that_is_too_long_for_a_transformer():
     for shifts, most in ((0, 3.0), (1, 2.5)):
         separator = Separator(model, device="cpu", segment=math.inf, shifts=shifts)
         assert separator.separate(noise(2, int(most * RATE)))["bass"].shape[-1] == most * RATE
-        with pytest.raises(ValueError, match=f"takes {most} at most"):
+        with pytest.raises(ValueError, match=f"takes {most} at most.*segment=None it"):
             separator.separate(noise(2, int(most * RATE) + 1))
 
 
@@ -279,11 +279,14 @@ def test_what_is_no_model():
         (torch.zeros(2, 9), {"samplerate": 5}, "samplerate is 5"),
         (torch.zeros(2, 9), {"samplerate": "44100"}, "samplerate is '44100'"),
         (torch.zeros(2, 9), {"samplerate": 44_100.5}, "samplerate is 44100.5"),
-        (torch.tensor([[0.0] * 4000 + [torch.inf]]), {}, "second 0.500"),
+        (torch.tensor([[0.0] * 4000 + [torch.inf]]), {}, "NaN or infinite values at second 0.500"),
+        (torch.tensor([[0.0] * 4000 + [1e30]]), {}, r"any sound \(1e\+30\) at second 0.500"),
         ([0.0, 1.0], {}, "a list"),
         ("x.wav", {"samplerate": 8000}, "leave samplerate out"),
         (torch.zeros(2, 9), {"stems": ["flute"]}, "no stem 'flute'"),
-        (torch.zeros(2, 9), {"stems": ["bass", "bass"]}, "twice"),
+        (torch.zeros(2, 9), {"stems": []}, r"stems is \[\]: it must be a list of some of drums"),
+        (torch.zeros(2, 9), {"stems": 5}, "stems is 5: it must be a list"),
+        (torch.zeros(2, 9), {"stems": ["bass", "bass"]}, "stems names 'bass' twice"),
         (torch.zeros(2, 9), {"stems": ["bass"], "two_stems": "bass"}, "exclude"),
         (torch.zeros(2, 9), {"two_stems": "bass", "other_method": "x"}, "other_method"),
         (torch.zeros(2, 9), {"stems": ["bass"], "exact_sum": True}, "needs all"),
@@ -292,6 +295,14 @@ def test_what_is_no_model():
 def test_recordings_and_choices_that_do_not_fit(separator, source, settings, said):
     with pytest.raises(ValueError, match=said):
         separator.separate(source, **settings)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_whole_numbers_that_nobody_has_scaled(model, precision):
+    """Are as loud as any array can be that isn't refused, and the stems are as loud."""
+    separator = Separator(model, device="cpu", precision=precision)
+    stem, loud = (separator.separate(noise() * scale)["bass"] for scale in (1, 2**31))
+    torch.testing.assert_close(loud / 2**31, stem, atol=1e-4, rtol=0)
 
 
 def test_a_model_that_gives_nan():

@@ -289,11 +289,11 @@ def test_encoders_are_checked_before(tmp_path, separator, settings, channels, sa
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"format": "xyz"}, "must end in"),
+        ({"format": "xyz"}, "format is 'xyz': it must be one of aif, aiff, flac"),
         ({"clip_mode": "tanh"}, "clip_mode is 'tanh'"),
         ({"existing": "ask"}, "existing is 'ask'"),
         ({"filename": 5}, "filename is 5"),
-        ({"rate": "44100"}, "samplerate is '44100'"),
+        ({"rate": "44100"}, "^rate is '44100'"),
     ],
 )
 def test_targets_that_do_not_fit(settings, said):

@@ -5,20 +5,21 @@ are in pixels. Colours are the style sheet's, by class.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from demucs_lightning.evaluation.report.markup import Markup, element, markup
 from demucs_lightning.evaluation.report.numbers import (
-    TITLES,
     Axis,
     axis,
     box,
     clock,
-    median,
+    present,
     time_axis,
     written,
 )
 from demucs_lightning.evaluation.results import Results, TrackResult
+from demucs_lightning.evaluation.scoring import NAMES
+from demucs_lightning.scores import median
 
 COLORS = 8  # in the style sheet
 MARGIN = 2.0  # percent at both sides of a box plot, for points at its ends
@@ -27,12 +28,16 @@ BOX, POINT = 14, 3  # height of a box, radius of a point
 LONGEST = 24  # characters of a source's name
 GOLDEN = 0.618034  # its multiples spread points evenly
 CURVES = 220  # height of a chart over time
+ARROWS = {True: "M-5 7L0 0L5 7Z", False: "M-5 -7L0 0L5 -7Z"}  # by whether it points up
 
 
-def box_plot(models: Sequence[Results], metric: str) -> Markup:
-    """One box a source and model over the tracks' scores, and a point a track."""
+def box_plot(models: Sequence[Results], metric: str) -> Markup | None:
+    """One box a source and model over the tracks' scores, and a point a track; None where no track
+    has a score."""
     sources = list(dict.fromkeys(name for model in models for name in model.sources))
     columns = [[model.column(source, metric) for model in models] for source in sources]
+    if not any(present(column.values()) for row in columns for column in row):
+        return None
     scale = axis(value for row in columns for column in row for value in column.values())
     parts: list[Markup] = []
     top = 0.0
@@ -52,7 +57,7 @@ def box_plot(models: Sequence[Results], metric: str) -> Markup:
         role="img",
         width="100%",
         height=top + FOOT,
-        aria_label=f"Box plot of {TITLES[metric]} in dB over the tracks, by source. "
+        aria_label=f"Box plot of {NAMES[metric]} in dB over the tracks, by source. "
         "The tables hold the same numbers.",
     )
 
@@ -123,10 +128,24 @@ def _point(name: str, value: float, scale: Axis, y: float) -> Markup:
     )
 
 
+def levels(track: TrackResult, metric: str) -> Axis:
+    """The axis of a metric's windows, which may leave out the furthest of them."""
+    rows = (getattr(scores, metric) for scores in track.sources.values())
+    return axis((value for row in rows for value in row), ticks=5)
+
+
+def beyond(track: TrackResult, metric: str) -> int:
+    """How many windows are not within that axis."""
+    down = levels(track, metric)
+    rows = (getattr(scores, metric) for scores in track.sources.values())
+    return sum(not down.shows(value) for row in rows for value in present(row))
+
+
 def curves(track: TrackResult, sources: Sequence[str], metric: str) -> Markup:
-    """A metric of each window over time, a line a source, broken where there is no score."""
+    """A metric of each window over time, a line a source, broken where there is no score; arrows at
+    the edge mark what is beyond it."""
     values = {name: getattr(track.sources[name], metric) for name in track.sources}
-    down = axis((value for row in values.values() for value in row), ticks=5)
+    down = levels(track, metric)
     along = time_axis(max(track.seconds, *(len(row) for row in values.values())))
     lines = [
         element(
@@ -152,15 +171,36 @@ def curves(track: TrackResult, sources: Sequence[str], metric: str) -> Markup:
         *_levels(down),
         _times(along),
         inner,
+        *_arrows(values, sources, along, down),
         _level_names(down),
         element("line", y1=0, y2=CURVES, class_="cursor", visibility="hidden"),
         class_="curves",
         role="img",
         width="100%",
         height=CURVES + FOOT,
+        tabindex=0,
         data_seconds=along.high,
-        aria_label=f"{TITLES[metric]} of {track.track} over time, one line a source.",
+        aria_label=f"{NAMES[metric]} of {track.track} over time, one line a source. "
+        "The arrow keys read the values.",
     )
+
+
+def _arrows(
+    values: Mapping[str, Sequence[float]], sources: Sequence[str], along: Axis, down: Axis
+) -> list[Markup]:
+    """One at the edge of the chart for every window that is beyond it."""
+    return [
+        element(
+            "svg",
+            element("path", d=ARROWS[value > down.high]),
+            x=_percent(along.place(second + 0.5), 0),
+            y=0 if value > down.high else CURVES,
+            class_=f"clipped {color_class(number)}",
+        )
+        for number, name in enumerate(sources)
+        for second, value in enumerate(values.get(name, []))
+        if not (math.isnan(value) or down.shows(value))
+    ]
 
 
 def _excerpt(track: TrackResult, along: Axis) -> Markup | None:

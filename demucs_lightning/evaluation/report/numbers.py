@@ -1,4 +1,4 @@
-"""Numbers of a report: averages that leave NaN out, boxes, axes, and how a score is written.
+"""Numbers of a report: boxes, axes, which track is best, and how a score is written.
 
 Infinite scores count in medians and means, as they do in the tables of a run; what can't be drawn
 is put at the edge of a chart.
@@ -7,22 +7,14 @@ is put at the edge of a chart.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import median as middle
 
 import numpy as np
 
 from demucs_lightning.evaluation.results import TrackResult
+from demucs_lightning.evaluation.scoring import MAIN, NAMES
+from demucs_lightning.scores import mean
 
-TITLES = {
-    "nsdr": "nSDR",
-    "sdr": "SDR",
-    "isr": "ISR",
-    "sir": "SIR",
-    "sar": "SAR",
-    "si_sdr": "SI-SDR",
-}
-MAIN = ("nsdr", "sdr")
-FURTHER = ("isr", "sir", "sar", "si_sdr")
+FURTHER = tuple(name for name in NAMES if name not in MAIN)
 WHISKER = 1.5  # of Tukey's boxes, in interquartile ranges
 REACH = 4  # interquartile ranges beyond the quartiles that an axis shows
 
@@ -30,17 +22,6 @@ REACH = 4  # interquartile ranges beyond the quartiles that an axis shows
 def present(values: Iterable[float]) -> list[float]:
     """The values without NaN."""
     return [value for value in values if not math.isnan(value)]
-
-
-def median(values: Iterable[float]) -> float:
-    """NaN of no value."""
-    return middle(present(values) or [math.nan])
-
-
-def mean(values: Iterable[float]) -> float:
-    """NaN of no value, and of infinities of both signs."""
-    kept = present(values)
-    return sum(kept) / len(kept) if kept else math.nan
 
 
 def track_mean(track: TrackResult, metric: str) -> float:

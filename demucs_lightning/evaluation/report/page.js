@@ -47,7 +47,7 @@ for (const plot of find("[data-boxes]")) {
   });
 }
 
-/* Scores over time: those of the window under the pointer. */
+/* Scores over time: those of the window under the pointer, or where the arrow keys went. */
 
 for (const figure of find("[data-curves]")) {
   const chart = figure.querySelector(".curves");
@@ -55,17 +55,32 @@ for (const figure of find("[data-curves]")) {
   const rows = Object.entries(JSON.parse(figure.querySelector("[data-values]").textContent));
   const windows = Math.max(...rows.map(([, values]) => values.length));
   const seconds = Number(chart.dataset.seconds);
-  chart.addEventListener("pointermove", (event) => {
-    const { left, width } = chart.getBoundingClientRect();
-    const second = Math.floor(((event.clientX - left) / width) * seconds);
-    const inside = second >= 0 && second < windows;
-    cursor.setAttribute("visibility", inside ? "visible" : "hidden");
-    if (!inside) return hideTip();
+  let current = -1;
+  const hide = () => {
+    cursor.setAttribute("visibility", "hidden");
+    hideTip();
+  };
+  const show = (second, event) => {
+    if (second < 0 || second >= windows) return hide();
+    current = second;
+    cursor.setAttribute("visibility", "visible");
     const x = `${((second + 0.5) / seconds) * 100}%`;
     cursor.setAttribute("x1", x);
     cursor.setAttribute("x2", x);
     const at = `${Math.floor(second / 60)}:${String(second % 60).padStart(2, "0")}`;
     showTip([at, ...rows.map(([name, values]) => `${name}: ${values[second] ?? "–"}`)].join("\n"), event);
+  };
+  chart.addEventListener("pointermove", (event) => {
+    const { left, width } = chart.getBoundingClientRect();
+    show(Math.floor(((event.clientX - left) / width) * seconds), event);
+  });
+  chart.addEventListener("keydown", (event) => {
+    const places = { ArrowLeft: current - 1, ArrowRight: current + 1, Home: 0, End: windows - 1 };
+    if (!(event.key in places)) return;
+    event.preventDefault();
+    const second = Math.min(Math.max(places[event.key], 0), windows - 1);
+    const { left, top, width } = chart.getBoundingClientRect();
+    show(second, { clientX: left + ((second + 0.5) / seconds) * width, clientY: top + 60 });
   });
   const curves = find(".curve", figure);
   find(".legend li", figure).forEach((item, index) => {
@@ -74,10 +89,8 @@ for (const figure of find("[data-curves]")) {
     item.addEventListener("pointerenter", () => alone(true));
     item.addEventListener("pointerleave", () => alone(false));
   });
-  chart.addEventListener("pointerleave", () => {
-    cursor.setAttribute("visibility", "hidden");
-    hideTip();
-  });
+  chart.addEventListener("pointerleave", hide);
+  chart.addEventListener("blur", hide);
 }
 
 /* The table of tracks: one metric at a time, all sorted alike. */

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Sequence
 from demucs_lightning.evaluation.report.charts import color_class
 from demucs_lightning.evaluation.report.markup import Markup, element, markup
 from demucs_lightning.evaluation.report.numbers import (
-    TITLES,
     exact,
     present,
     track_mean,
     written,
 )
 from demucs_lightning.evaluation.results import Results, TrackResult
+from demucs_lightning.evaluation.scoring import FULL, NAMES
 from demucs_lightning.evaluation.table import KINDS, OVERALL, aggregate
+from demucs_lightning.evaluation.unscored import reason
 
 
 def model_names(models: Sequence[Results]) -> list[str]:
@@ -43,7 +44,7 @@ def summary(models: Sequence[Results], metrics: Sequence[str]) -> Markup:
     top = [
         element("th", "Source", rowspan=2, scope="col"),
         element("th", "Model", rowspan=2, scope="col", class_="model") if several else None,
-        *(element("th", f"{TITLES[each]} (dB)", colspan=2, scope="colgroup") for each in metrics),
+        *(element("th", f"{NAMES[each]} (dB)", colspan=2, scope="colgroup") for each in metrics),
     ]
     below = [element("th", name, scope="col") for _ in metrics for name in KINDS]
     head = element("thead", element("tr", *top), element("tr", *below))
@@ -83,10 +84,9 @@ def legend(names: Iterable[str]) -> Markup:
     return element("ul", *items, class_="legend")
 
 
-def _cell(value: float, *, best: bool = False, silent: bool = False) -> Markup:
-    classes = "best" if best else "silent" if silent else None
-    title = "The reference is silent." if silent else None
-    return element("td", written(value), data_value=exact(value), class_=classes, title=title)
+def _cell(value: float, *, best: bool = False, why: str | None = None) -> Markup:
+    classes = "best" if best else "unscored" if why else None
+    return element("td", written(value), data_value=exact(value), class_=classes, title=why)
 
 
 def track_table(models: Sequence[Results], metric: str) -> Markup:
@@ -114,10 +114,10 @@ def track_table(models: Sequence[Results], metric: str) -> Markup:
     else:
         labels, top = [markup(name) for name in columns], None
     head = element("tr", *(_sorter(label) for label in (markup("Track"), *labels)))
-    caption = element("caption", f"{TITLES[metric]} (dB) of every track")
+    caption = element("caption", f"{FULL[metric]} of every track, dB")
     table = element("table", caption, element("thead", top, head), element("tbody", *rows))
     attributes = {"data_metric": metric, "tabindex": 0, "role": "region"}
-    label = f"{TITLES[metric]} of every track"
+    label = f"{NAMES[metric]} of every track"
     return element("div", table, class_="scroll tracks", aria_label=label, **attributes)
 
 
@@ -127,8 +127,7 @@ def _sorter(label: Markup) -> Markup:
 
 def _score(track: TrackResult | None, column: str, metric: str) -> Markup:
     if track is None:
-        return _cell(math.nan)
+        return _cell(math.nan, why="not scored")
     if column in track.sources:
-        scores = track.sources[column]
-        return _cell(scores.score(metric), silent=scores.silent)
+        return _cell(track.score(column, metric), why=reason(track, column, metric))
     return _cell(track_mean(track, metric) if column == "mean" else math.nan)

@@ -14,8 +14,6 @@ from demucs_lightning.evaluation.report import charts, excerpts, tables
 from demucs_lightning.evaluation.report.markup import Markup, element, json_script, markup
 from demucs_lightning.evaluation.report.numbers import (
     FURTHER,
-    MAIN,
-    TITLES,
     clock,
     present,
     ranked,
@@ -24,16 +22,18 @@ from demucs_lightning.evaluation.report.numbers import (
 )
 from demucs_lightning.evaluation.report.page import page
 from demucs_lightning.evaluation.results import Results, TrackResult, write_text
-from demucs_lightning.evaluation.table import OVERALL, aggregate
+from demucs_lightning.evaluation.scoring import FULL, MAIN, NAMES
+from demucs_lightning.evaluation.table import OVERALL, aggregate, left_out, weights
+from demucs_lightning.evaluation.unscored import count
 
-NAMES = {
+FACTS = {
     "model klass": "class",
     "model hash": "SHA-256 of the weights",
     "demucs_lightning": "demucs-lightning",
 }
 BUDGET = 11_000_000  # bytes of the page for sound
 SHOWN = ("worst", "best", "median", "first quartile", "third quartile")  # in order of weight
-SHORT = 12  # characters of a hash that tell one from another
+FOLDED = "ISR, SIR, SAR and SI-SDR"
 SURE = 2  # tracks that are shown, whether they can be heard or not
 PLACES = (0.0, 1.0, 0.5, 0.25, 0.75)  # of those in the ranking
 
@@ -56,7 +56,7 @@ def write_report(results: Results, path: str | Path, *, others: Sequence[Results
             _every_track(models),
             _measured(models),
         ),
-        element("div", id="tip", role="tooltip", hidden=True),
+        element("div", id="tip", role="status", hidden=True),
     )
     _write(Path(path), page(f"{title}: evaluation", body))
 
@@ -72,10 +72,9 @@ def _header(models: Sequence[Results], title: str) -> Markup:
     results = models[0]
     data = results.settings["data"]
     length = _length(sum(track.seconds for track in results.tracks))
-    count = len(results.tracks)
     facts = [
         " ".join(str(data[key]) for key in ("set", "subset") if data.get(key)),
-        f"{count} track{'' if count == 1 else 's'}, {length}",
+        f"{count(len(results.tracks), 'track')}, {length}",
         ", ".join(results.sources),
     ]
     return element(
@@ -99,7 +98,7 @@ def _headline(models: Sequence[Results]) -> Markup:
     """The two figures that papers print, of every model."""
     names = tables.model_names(models)
     items = []
-    for metric in ("sdr", "nsdr"):
+    for metric in MAIN:
         values = []
         for number, model in enumerate(models):
             unit = (
@@ -107,17 +106,17 @@ def _headline(models: Sequence[Results]) -> Markup:
             )
             value = written(aggregate(model, metric, "median")[OVERALL])
             values.append(element("dd", value, element("span", unit)))
-        title = element("dt", f"{TITLES[metric]}, median over tracks, mean of the sources")
+        title = element("dt", FULL[metric], element("br"), "median over tracks, mean of sources")
         items.append(element("div", title, *values))
     return element("dl", *items, class_="headline")
 
 
 def _conditions(results: Results) -> Markup:
     """Under which settings, in one line."""
-    model, separation = results.settings["model"], results.settings.get("separation") or {}
+    separation = results.settings.get("separation") or {}
     parts = [markup(_fact_name(key), " ", _plain(value, key)) for key, value in separation.items()]
-    if model.get("hash"):
-        parts.append(markup("weights ", element("code", str(model["hash"])[:SHORT])))
+    if digest := weights(results):
+        parts.append(markup("weights ", element("code", digest)))
     versions = results.settings.get("versions") or {}
     parts += [markup(_fact_name(key), " ", _plain(value)) for key, value in versions.items()]
     between = (part for pair in ((" · ", part) for part in parts) for part in pair)
@@ -133,25 +132,34 @@ def _scores(models: Sequence[Results]) -> Markup:
     return _section(
         "Scores",
         element("p", _counted(models), class_="note"),
-        tables.summary(models, MAIN),
-        _definitions(models, MAIN),
-        element(
-            "details",
-            element("summary", "ISR, SIR, SAR and SI-SDR"),
-            tables.summary(models, FURTHER),
-            _definitions(models, FURTHER),
-        ),
+        _summary(models, MAIN),
+        element("details", element("summary", FOLDED), _summary(models, FURTHER)),
         name="scores",
     )
 
 
+def _summary(models: Sequence[Results], metrics: Sequence[str]) -> Markup:
+    return markup(
+        tables.summary(models, metrics), _left_out(models, metrics), _definitions(models, metrics)
+    )
+
+
+def _left_out(models: Sequence[Results], metrics: Sequence[str]) -> Markup | None:
+    """How many tracks have no score, and why, of every model."""
+    names = tables.model_names(models) if len(models) > 1 else [""]
+    told = [
+        element("li", f"{name}: " if name else None, line)
+        for name, model in zip(names, models, strict=True)
+        for line in left_out(model, metrics)
+    ]
+    return element("ul", *told, class_="lacking") if told else None
+
+
 def _counted(models: Sequence[Results]) -> str:
     """What the averages are over."""
-    found = "Median and mean are over the tracks, overall is the mean of the sources."
-    scores = [each for track in models[0].tracks for each in track.sources.values()]
-    silent = sum(each.silent for each in scores)
-    if silent:
-        found += f" {silent} of {len(scores)} references are silent."
+    found = (
+        "Median and mean are over the tracks that have a score, overall is the mean of the sources."
+    )
     sets = [{track.track for track in model.tracks} for model in models]
     if any(each != sets[0] for each in sets):
         counts = " and ".join(str(len(each)) for each in sets)
@@ -166,7 +174,7 @@ def _definitions(models: Sequence[Results], metrics: Iterable[str]) -> Markup:
     for metric in metrics:
         told = {str(model.settings["metrics"].get(metric) or "–"): None for model in models}
         texts = [element("dd", text) for text in told]
-        items.append(element("div", element("dt", TITLES[metric]), element("div", *texts)))
+        items.append(element("div", element("dt", NAMES[metric]), element("div", *texts)))
     return element("dl", *items, class_="definitions")
 
 
@@ -183,7 +191,7 @@ def _distribution(models: Sequence[Results]) -> Markup:
         ),
         tables.legend(names) if len(models) > 1 else None,
         _boxes(models, MAIN),
-        element("details", element("summary", "ISR, SIR, SAR and SI-SDR"), _boxes(models, FURTHER)),
+        element("details", element("summary", FOLDED), _boxes(models, FURTHER)),
         name="distribution",
     )
 
@@ -192,8 +200,8 @@ def _boxes(models: Sequence[Results], metrics: Iterable[str]) -> Markup:
     plots = [
         element(
             "figure",
-            element("figcaption", f"{TITLES[metric]} (dB)"),
-            charts.box_plot(models, metric),
+            element("figcaption", f"{NAMES[metric]} (dB)"),
+            charts.box_plot(models, metric) or element("p", "No track has a score.", class_="note"),
             data_boxes=metric,
         )
         for metric in metrics
@@ -227,8 +235,8 @@ def _track(
     results: Results, track: TrackResult, label: str, sounds: excerpts.Sounds | None
 ) -> Markup:
     means = [
-        f"{TITLES[metric]} {written(track_mean(track, metric))} dB"
-        for metric in ("sdr", "nsdr")
+        f"{NAMES[metric]} {written(track_mean(track, metric))} dB"
+        for metric in MAIN
         if not math.isnan(track_mean(track, metric))
     ]
     heading = element("h3", track.track, element("span", label, class_="badge"))
@@ -255,8 +263,11 @@ def _over_time(results: Results, track: TrackResult) -> Markup | None:
         return None
     sources = results.sources
     data = {name: [written(value) for value in rows.get(name, [])] for name in sources}
-    what = "SDR (dB) of every second. There is none where one of the sources is silent."
+    what = "SDR (dB) of every second. There is none while any reference or estimate is silent."
     shaded = " The excerpt is shaded." if track.excerpt else ""
+    if number := charts.beyond(track, "sdr"):
+        told = count(number, "score")
+        shaded += f" {told} beyond the axis, at the arrows; pointer or arrow keys tell all values."
     return element(
         "figure",
         element("figcaption", what, shaded),
@@ -273,7 +284,7 @@ def _every_track(models: Sequence[Results]) -> Markup:
         element(
             "label",
             element("input", type="radio", name="metric", value=name, checked=name == MAIN[0]),
-            element("span", TITLES[name]),
+            element("span", NAMES[name]),
             class_="choice",
         )
         for name in metrics
@@ -319,7 +330,7 @@ def _facts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _fact_name(key: str) -> str:
-    return NAMES.get(key, key.replace("_", " "))
+    return FACTS.get(key, key.replace("_", " "))
 
 
 def _plain(value: Any, key: str = "") -> str:
