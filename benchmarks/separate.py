@@ -5,10 +5,10 @@
 
 Both sides have the same weights and the same file: a real recording, over and over. No shifts, an
 overlap of a quarter, and segments of at most 10 s, for which this machine has the memory. A round
-is one separation by each side: this project in fp32, in bf16, and the reference's ``apply_model``;
-whoever goes first changes. Figures are medians of all rounds, ratios are theirs; SDR is that of the
-output against the reference's in fp32. ``--command`` adds the two commands, from file to files:
-processes, start, reading and writing included, in one round less.
+is one separation by each side: this project in fp32, in bf16, and the reference's ``apply_model``,
+in a process of its own; whoever goes first changes. Figures are medians of all rounds, ratios are
+theirs; SDR is that of the output against the reference's in fp32. ``--command`` adds the two
+commands, from file to files: processes, start, reading and writing included, in one round less.
 ``--batch-size`` is this project's; the reference takes chunk after chunk.
 
 Weights are random, and what bf16 leaves of the output depends on them: on the gains of the
@@ -33,18 +33,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import demucs
 import torch
+from aside import Aside
 from demucs.apply import apply_model
 from demucs.demucs import Demucs as ReferenceDemucs
 from demucs.hdemucs import HDemucs as ReferenceHDemucs
 from demucs.htdemucs import HTDemucs as ReferenceHTDemucs
 from machine import describe
-from torch import Tensor, nn
+from torch import Tensor
 
 from demucs_lightning import Separator, audio, pretrained
 from demucs_lightning.models import Demucs, HDemucs, HTDemucs
@@ -87,29 +89,26 @@ def random_package(name: str, gains: str) -> Package:
     return Package(name, kwargs, reference.state_dict(), name)
 
 
-def alike(package: Package) -> tuple[Any, Any]:
-    """This project's model and the reference's, both with the weights of the package."""
-    own_class, reference_class, _ = MODELS[package.klass]
-    models = own_class(**package.kwargs), reference_class(**package.kwargs)
-    for model in models:
-        model.load_state_dict(package.state)
-        model.eval()
-        if model.segment > LONGEST and not isinstance(model, HTDemucs | ReferenceHTDemucs):
-            model.segment = LONGEST
-    return models
+def loaded(klass: Any, package: Package) -> Any:
+    """A model of this class with the weights of the package."""
+    model = klass(**package.kwargs)
+    model.load_state_dict(package.state)
+    model.eval()
+    if model.segment > LONGEST and not isinstance(model, HTDemucs | ReferenceHTDemucs):
+        model.segment = LONGEST
+    return model
 
 
 def in_turns(
-    sides: dict[str, Callable[[], Any]], rounds: int
+    sides: dict[str, Callable[[], tuple[float, Any]]], rounds: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median seconds of each side, and what it returned last."""
+    """Median seconds of each side, and what it returned last: all return both."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     results: dict[str, Any] = {}
     for number in range(rounds):
         for name in list(sides) if number % 2 else reversed(list(sides)):
-            start = time.perf_counter()
-            results[name] = sides[name]()
-            seconds[name].append(time.perf_counter() - start)
+            took, results[name] = sides[name]()
+            seconds[name].append(took)
     return {name: statistics.median(each) for name, each in seconds.items()}, results
 
 
@@ -118,19 +117,27 @@ def sdr(estimate: Tensor, reference: Tensor) -> float:
 
 
 def by_this_project(
-    model: nn.Module, mixture: Tensor, precision: str, batch_size: int | None
-) -> Callable[[], Tensor]:
-    separator = Separator(
-        model, device=DEVICE, shifts=0, precision=precision, batch_size=batch_size
-    )
+    package: Package, mixture: Tensor, batch_size: int | None, threads: int
+) -> dict[str, Callable[[], Tensor]]:
+    torch.set_num_threads(threads)
+    model = loaded(MODELS[package.klass][0], package)
 
-    def run() -> Tensor:
+    def run(separator: Separator) -> Tensor:
         return torch.stack(list(separator.separate(mixture, RATE).values()))
 
-    return run
+    settings: Any = {"device": DEVICE, "shifts": 0, "batch_size": batch_size}
+    return {
+        precision: partial(run, Separator(model, precision=precision, **settings))
+        for precision in ("fp32", "bf16")
+    }
 
 
-def by_the_reference(model: Any, mixture: Tensor) -> Callable[[], Tensor]:
+def by_the_reference(
+    package: Package, mixture: Tensor, threads: int
+) -> dict[str, Callable[[], Tensor]]:
+    torch.set_num_threads(threads)
+    model = loaded(MODELS[package.klass][1], package)
+
     def run() -> Tensor:
         mono = mixture.mean(0)
         mean, std = mono.mean(), mono.std()
@@ -138,17 +145,24 @@ def by_the_reference(model: Any, mixture: Tensor) -> Callable[[], Tensor]:
         with torch.no_grad():
             return apply_model(model, normed, shifts=0, device=DEVICE)[0].cpu() * std + mean
 
-    return run
+    return {"reference": run}
+
+
+def timed(runs: dict[str, Callable[[], Any]], name: str) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = runs[name]()
+    return time.perf_counter() - start, result
 
 
 def compare(package: Package, mixture: Tensor, rounds: int, batch_size: int | None) -> str:
-    own, reference = alike(package)
-    sides = {
-        "fp32": by_this_project(own, mixture, "fp32", batch_size),
-        "bf16": by_this_project(own, mixture, "bf16", batch_size),
-        "reference": by_the_reference(reference, mixture),
-    }
-    took, outputs = in_turns(sides, rounds)
+    threads = torch.get_num_threads()
+    with (
+        Aside(by_this_project, package, mixture, batch_size, threads) as own,
+        Aside(by_the_reference, package, mixture, threads) as reference,
+    ):
+        places = {"fp32": own, "bf16": own, "reference": reference}
+        sides = {name: partial(place.ask, timed, name) for name, place in places.items()}
+        took, outputs = in_turns(sides, rounds)
     length, theirs = mixture.shape[1] / RATE, took["reference"]
     quality = {side: sdr(outputs[side], outputs["reference"]) for side in ("fp32", "bf16")}
     return f"{package.klass:<10}reference {length / theirs:5.2f} x real time" + "".join(
@@ -175,13 +189,14 @@ def compare_commands(package: Package, mixture: Tensor, rounds: int, batch_size:
         }
         paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
 
-        def command(words: list[str]) -> Callable[[], Any]:
+        def command(words: list[str]) -> Any:
             environment = {**os.environ, "PYTHONPATH": paths}
-            return lambda: subprocess.run(
+            return subprocess.run(
                 words, check=True, capture_output=True, timeout=3600, env=environment
             )
 
-        took, _ = in_turns({side: command(words) for side, words in sides.items()}, rounds)
+        runs = {side: partial(command, words) for side, words in sides.items()}
+        took, _ = in_turns({side: partial(timed, runs, side) for side in runs}, rounds)
     theirs = took["reference"]
     return f"{package.klass:<10}command: reference {theirs:5.1f} s" + "".join(
         f" · {side} {took[side]:5.1f} s, ratio {theirs / took[side]:.2f}"

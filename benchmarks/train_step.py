@@ -9,11 +9,11 @@ A step is everything that training does for it: reading extracts, augmentation, 
 backward, optimizer (see recipes.py). This project's steps run with every setting of `memory`, in
 fp32 and in bf16, eager or with `--compile`; the reference's classes run in the reference's recipe,
 in fp32. All start from the same weights and read the same songs of noise. The sides of a round
-follow each other, and every second round goes the other way round. The first step of a turn is not
-counted. Figures are medians.
+follow each other, the reference in a process of its own, and every second round goes the other way
+round. The first step of a turn is not counted. Figures are medians.
 
-Memory is what a side alone adds: peak of torch's allocations on a GPU, growth of the process on a
-CPU. Utilisation is the floating-point operations of the reference's forward and backward pass,
+Memory is what the first two steps add: peak of torch's allocations on a GPU, growth of the process
+on a CPU. Utilisation is the floating-point operations of the reference's forward and backward pass,
 nothing that is computed again, in a second, over what a large matrix product reaches in the same
 precision. 360 epochs are of 18,368 extracts.
 """
@@ -27,13 +27,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import demucs
 import torch
+from aside import Aside
 from demucs.demucs import Demucs as ReferenceDemucs
 from demucs.hdemucs import HDemucs as ReferenceHDemucs
 from demucs.htdemucs import HTDemucs as ReferenceHTDemucs
@@ -101,29 +101,29 @@ def _resident(name: str) -> int:
     return int(size) * 1024
 
 
-def in_turns(
-    steps: dict[str, Callable[[], Any]],
-    rounds: int,
-    *,
-    device: str = "cpu",
-    repeats: int = 1,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, float]:
-    """Median seconds of each step; every second round goes the other way round."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+def in_turns(turns: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The median of each turn's seconds; every second round goes the other way round."""
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(rounds):
-        names = list(steps) if number % 2 else list(reversed(steps))
-        for name in names:
-            # As the processes of either side are: train.py keeps the memory that it frees.
-            with nullcontext() if name.startswith("reference") else kept():
-                steps[name]()
-                wait(device)
-                start = clock()
-                for _ in range(repeats):
-                    steps[name]()
-                wait(device)
-                seconds[name].append((clock() - start) / repeats)
+        for name in list(turns) if number % 2 else reversed(list(turns)):
+            seconds[name].append(turns[name]())
     return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def turn(side: Any, device: str, repeats: int, clock: str) -> float:
+    """Seconds of a step of a side: the mean of so many, after one that is not counted."""
+    side.step()
+    wait(device)
+    start = CLOCKS[clock]()
+    for _ in range(repeats):
+        side.step()
+    wait(device)
+    return (CLOCKS[clock]() - start) / repeats
+
+
+def turn_here(*args: Any) -> float:
+    with kept():  # as train.py does
+        return turn(*args)
 
 
 def matmul_rate(
@@ -144,25 +144,28 @@ def matmul_rate(
     return 2 * size**3 / best
 
 
-def operations(model: torch.nn.Module, recipe: Recipe, segment: float) -> int:
-    """Of forward and backward for one example."""
+def operations(side: Any, recipe: Recipe, segment: float) -> int:
+    """Of forward and backward of a side's model for one example."""
     length = int((segment - recipe.shift) * SAMPLERATE)
     mixture = torch.randn(1, 2, length, device=recipe.device)
     with FlopCounterMode(display=False) as counter:
         F.l1_loss(
-            model(mixture), torch.zeros(1, len(SOURCES), 2, length, device=recipe.device)
+            side.model(mixture), torch.zeros(1, len(SOURCES), 2, length, device=recipe.device)
         ).backward()
-    model.zero_grad(set_to_none=True)
+    side.model.zero_grad(set_to_none=True)
     return counter.get_total_flops()
 
 
-def sides(name: str, extracts: Any, recipe: Recipe, args: Any) -> Iterator[tuple[str, Any]]:
-    """Name and maker of each side, the reference first."""
-    own, reference, kwargs = MODELS[name]
-    yield (
-        "reference fp32",
-        lambda: Reference(same_weights(partial(reference, SOURCES, **kwargs)), extracts, recipe),
-    )
+def reference_side(
+    build: Callable[[], Any], extracts: Any, recipe: Recipe, threads: int
+) -> Reference:
+    torch.set_num_threads(threads)
+    return Reference(same_weights(build), extracts, recipe)
+
+
+def own_sides(name: str, extracts: Any, recipe: Recipe, args: Any) -> Iterator[tuple[str, Any]]:
+    """Name and maker of each of this project's sides."""
+    own, _, kwargs = MODELS[name]
     for memory in args.memory:
         extra = {"memory": memory} if len(memory_settings()) > 1 else {}
         build = partial(own, SOURCES, **kwargs, **extra)
@@ -176,23 +179,30 @@ def _ours(build: Any, extracts: Any, recipe: Recipe, precision: str, compiled: b
     return Ours(same_weights(build), extracts, recipe, precision=precision, compile=compiled)
 
 
+def first_steps(side: Any, device: str) -> int:
+    """The memory that two steps add at most; the second has the optimizer's state."""
+    peak = Peak(device)
+    side.step()
+    side.step()
+    wait(device)
+    return peak.read()
+
+
 def compare(name: str, extracts: Any, recipe: Recipe, args: Any) -> list[str]:
     """A line for each side of a model."""
-    peaks, running, work = {}, {}, 0
-    for label, make in sides(name, extracts, recipe, args):
-        peak = Peak(recipe.device)
-        side = make()
-        for _ in range(2):  # the second has the optimizer's state, and everything has been loaded
-            side.step()
-        wait(recipe.device)
-        peaks[label], running[label] = peak.read(), side.step
-        if not work:
-            work = operations(side.model, recipe, args.segment) * recipe.batch_size
-    clock = CLOCKS[args.clock]
-    seconds = in_turns(
-        running, args.rounds, device=recipe.device, repeats=args.repeats, clock=clock
-    )
-    rates = {each: matmul_rate(each, recipe.device, clock) for each in PRECISIONS}
+    build = partial(MODELS[name][1], SOURCES, **MODELS[name][2])
+    how = recipe.device, args.repeats, args.clock
+    peaks: dict[str, int] = {}
+    with Aside(reference_side, build, extracts, recipe, torch.get_num_threads()) as reference:
+        peaks["reference fp32"] = reference.ask(first_steps, recipe.device)
+        work = reference.ask(operations, recipe, args.segment) * recipe.batch_size
+        turns = {"reference fp32": partial(reference.ask, turn, *how)}
+        for label, make in own_sides(name, extracts, recipe, args):
+            side = make()
+            peaks[label] = first_steps(side, recipe.device)
+            turns[label] = partial(turn_here, side, *how)
+        seconds = in_turns(turns, args.rounds)
+    rates = {each: matmul_rate(each, recipe.device, CLOCKS[args.clock]) for each in PRECISIONS}
     slowest, lines = seconds["reference fp32"], []
     for label, took in seconds.items():
         rate = rates["bf16" if "bf16" in label else "fp32"]

@@ -87,7 +87,8 @@ class Glibc:
         calls.append("trim")
 
 ctypes.CDLL = Glibc
-separator = Separator(HDemucs(["vocals", "rest"], channels=4, nfft=512, depth=4), device="cpu")
+model = HDemucs(["vocals", "rest"], channels=4, dconv_mode=0, segment=2)
+separator = Separator(model, device="cpu")
 blocks = separator.stream(torch.randn(2, 44100 * 12).split(4410, dim=1), 44100)
 assert not calls
 next(blocks)

@@ -98,7 +98,8 @@ def test_operations_are_counted_for_forward_and_backward(modules: Any) -> None:
 
     recipe = modules.recipes.Recipe(shift=0.0)
     # Forward and the gradient of the weights; the input has none.
-    assert modules.train_step.operations(Net(), recipe, 0.1) == 2 * (2 * 2 * 8 * 4410)
+    side = SimpleNamespace(model=Net())
+    assert modules.train_step.operations(side, recipe, 0.1) == 2 * (2 * 2 * 8 * 4410)
     assert modules.train_step.matmul_rate("fp32", "cpu") > 1e8
 
 
@@ -112,11 +113,18 @@ def test_peak_memory_is_what_came_on_top(modules: Any) -> None:
 
 def test_turns_and_their_medians(modules: Any) -> None:
     seen: list[str] = []
-    ticks = iter(range(100))
-    steps = {"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}
-    found = modules.train_step.in_turns(steps, 2, clock=lambda: float(next(ticks)))
-    assert seen == ["b", "a", "a", "b"]
-    assert found == {"a": 1.0, "b": 1.0}
+    turns = {name: lambda name=name: float(seen.append(name) or len(seen)) for name in "ab"}
+    assert modules.train_step.in_turns(turns, 3) == {"a": 3.0, "b": 4.0}
+    assert seen == ["b", "a", "a", "b", "b", "a"]
+
+
+def test_a_turn_counts_all_steps_but_the_first(
+    modules: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    side = SimpleNamespace(step=lambda: now.__setitem__(0, 2 * now[0] + 1))
+    monkeypatch.setitem(modules.train_step.CLOCKS, "wall", lambda: now[0])
+    assert modules.train_step.turn(side, "cpu", 2, "wall") == (7 - 1) / 2
 
 
 def test_the_race_gives_all_the_same_time(
