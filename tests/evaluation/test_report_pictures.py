@@ -37,6 +37,7 @@ def test_a_box_holds_the_middle_half():
 
 def test_a_known_box_is_drawn_at_known_places(tmp_path):
     svg = charts.box_plot([results_of(VALUES, tmp_path)], "nsdr")
+    assert svg is not None
     # The axis ends 4 interquartile ranges beyond the quartiles: from 0 to 12; percent within 2..98.
     ticks = re.findall(r'<text x="([\d.]+)%" y="\d+(?:\.\d)?">(.*?)</text>', svg)
     assert [text for _, text in ticks] == ["0", "2", "4", "6", "8", "10", "12"]
