@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "demucs_lightning"
 FILES = ("callbacks", "scale", "commands", "training.py", "validation.py", "resume.py")
 # Underlined names of objects that are not Lightning's.
 OTHERS = {"os._exit", "cfg.model._target_", "cfg.dset._target_", "cfg.logger._target_"}
-OTHERS |= {"hydra._internal"}
+OTHERS |= {"hydra._internal", "parser._option_string_actions"}
 
 
 def trainer() -> Any:
