@@ -28,6 +28,7 @@ SLACK = 0.25
 # By more than this, some of it was lost on the way: nearly all encoders say what they add.
 LOST = 0.05
 LOST_FRAMES = 2  # of the codec, which may be longer than that
+TAIL = 10  # seconds: longer than any frame
 PCM = {
     "pcm_u8": "PCM_U8",
     "pcm_s8": "PCM_S8",
@@ -129,6 +130,17 @@ def av_frames(path: Path, stream: int) -> Iterator[av.AudioFrame]:
         where = "" if skipped.at is None else f", at second {skipped.at:.1f}"
         text = "%s: %s damaged or no audio and %s skipped%s."
         log.warning(text, path, what, were, where)
+
+
+def reaches(path: Path, seconds: float) -> bool:
+    """Whether a file can be decoded up to there: only the last seconds are."""
+    end = 0.0
+    with opened(path, 0) as (container, audio):
+        if seconds > TAIL:
+            container.seek(int((seconds - TAIL) * av.time_base))
+        for frame in _decoded(path, container, audio):
+            end = (frame.time or 0.0) + frame.samples / frame.sample_rate
+    return end > seconds - LOST
 
 
 @dataclass

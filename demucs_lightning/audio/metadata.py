@@ -96,6 +96,7 @@ def attach_cover(container: OutputContainer, cover: bytes) -> av.VideoStream | N
         log.warning("The cover is left out, as it is no picture (%s)", error)
         return None
     stream.disposition = Disposition.attached_pic
+    stream.metadata["comment"] = "Cover (front)"  # the kind of picture; else FFmpeg says: other
     return stream
 
 

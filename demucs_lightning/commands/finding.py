@@ -1,7 +1,7 @@
 """Which tracks a command line names: files, and those in folders."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,8 @@ def named(texts: Sequence[str]) -> list[Path]:
 
 def found(paths: Sequence[Path], *, leaving_out: Sequence[Path]) -> list[Track]:
     """The files that are named, and those in folders that are, each once and in order; not those
-    in folders of ``leaving_out``, where stems go, that lie inside a folder that is named."""
+    in folders of ``leaving_out``, where stems go, unless a folder in them is named. Links to
+    folders are followed, and a folder that can't be read is a track with a fault."""
     tracks: dict[str, Track] = {}
     for path in paths:
         if not os.path.isdir(path):  # False for a name that no file can have
@@ -43,11 +44,10 @@ def found(paths: Sequence[Path], *, leaving_out: Sequence[Path]) -> list[Track]:
             continue
         home = Path(os.path.realpath(path))
         places = [Path(os.path.realpath(place)) for place in leaving_out]
-        places = [place for place in places if home in place.parents]
-        inside = [file for file in sorted(path.rglob("*")) if _is_track(file, path, places)]
-        for file in inside:
-            track = Track(file, file.relative_to(path).parent, _fault(file))
-            tracks.setdefault(os.path.realpath(file), track)
+        places = [place for place in places if place not in (home, *home.parents)]
+        inside = sorted(_tracks_in(path, places), key=lambda track: track.path)
+        for track in inside:
+            tracks.setdefault(os.path.realpath(track.path), track)
         if not inside:
             tracks[str(home)] = Track(path, fault=f"{path} is a folder without audio files.")
     return list(tracks.values())
@@ -64,10 +64,34 @@ def _fault(path: Path) -> str:
     return ""
 
 
-def _is_track(file: Path, folder: Path, leaving_out: Sequence[Path]) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    if hidden or file.suffix.lower() not in SUFFIXES:
-        return False
-    if not file.is_file() and (file.exists() or not file.is_symlink()):
-        return False
-    return not {*leaving_out} & {*Path(os.path.realpath(file)).parents}
+def _tracks_in(folder: Path, leaving_out: Sequence[Path]) -> Iterator[Track]:
+    """The files below a folder, and the folders in it that can't be read, as faults."""
+    read = {*Path(os.path.realpath(folder)).parents}  # a link to one would lead round in circles
+    waiting, faults = [folder], []
+    for start in waiting:  # links behind all else, so that what is in the folder has its own name
+        for name, folders, files in os.walk(start, onerror=faults.append):
+            place, real = Path(name), Path(os.path.realpath(name))
+            if real in read:
+                folders.clear()
+                continue
+            read.add(real)
+            folders[:] = [each for each in folders if not _is_left_out(place / each, leaving_out)]
+            waiting += [place / each for each in sorted(folders) if (place / each).is_symlink()]
+            for file in [place / each for each in files]:
+                if _is_sound(file) and not _is_left_out(file, leaving_out):
+                    yield Track(file, place.relative_to(folder), _fault(file))
+    for error in faults:
+        yield Track(
+            Path(error.filename), fault=f"{error.filename} can't be read ({error.strerror})."
+        )
+
+
+def _is_sound(file: Path) -> bool:
+    """Whether it is called like audio, and is no device; what opening it tells is left to that."""
+    known = file.suffix.lower() in SUFFIXES
+    return known and (os.path.isfile(file) or not os.path.exists(file))
+
+
+def _is_left_out(path: Path, places: Sequence[Path]) -> bool:
+    real = Path(os.path.realpath(path))
+    return path.name.startswith(".") or bool({*places} & {real, *real.parents})

@@ -84,7 +84,7 @@ def _output_options(top: argparse.ArgumentParser) -> None:
         "--exact-sum",
         action="store_true",
         help="stems sum up to the track: `other` takes what is lacking, or else all take their "
-        "share; to the last bit with 16, 24 and 32 bits where nothing clips",
+        "share; to the last bit with 16 and 24 bits where nothing clips",
     )
     group.add_argument(
         "-o",

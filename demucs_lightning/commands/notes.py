@@ -8,6 +8,7 @@ MPEG_1 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 MPEG_2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 MPEG_25 = MPEG_2[:8]
 BITS = {"PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 64}
+READ_AS_24 = {"PCM_32", "DOUBLE"}  # what single precision holds of them
 
 
 def notes(planned: Plan) -> list[str]:
@@ -18,6 +19,9 @@ def notes(planned: Plan) -> list[str]:
         said.append(f"{name} can't hold {planned.rate} Hz: these stems have {rate} Hz.")
     if depth := _depth(planned):
         said.append(f"{depth}, as {name} holds no more.")
+    if planned.exact and planned.reader.info.subtype in READ_AS_24:
+        bits = BITS[planned.reader.info.subtype]
+        said.append(f"The track is read with 24 of its {bits} bits, and its stems sum up to that.")
     asked = planned.encoding.bitrate
     if asked and name == "mp3" and (can := nearest(asked, rate)) != asked:
         said.append(f"mp3 has no {asked} kbit/s at {rate} Hz: these stems have {can} kbit/s.")

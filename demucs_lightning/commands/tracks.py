@@ -57,7 +57,7 @@ class Run:
         self.left: list[Outcome] = []  # of an interrupted run
         self.interrupted = False
         self._asked = 0
-        self._noted: set[str] = set()
+        self._noted: dict[str, list[Path]] = {}
         self._taken: dict[Path, Path] = {}
 
     @property
@@ -126,11 +126,12 @@ class Run:
             return Outcome(track, "failed", fault=fault_of(MemoryError(), track.path))
 
     def _note(self, planned: Plan) -> None:
-        """Say what the files can't hold of a track; each such thing once in a run."""
+        """Say what the files can't hold of a track; of the next ones, `summarise` does."""
         for note in [] if planned.skipped else notes(planned):
             if note not in self._noted:
-                self._noted.add(note)
-                tqdm.write(note, file=sys.stderr)
+                name = f"{planned.path}: " if self._asked > 1 else ""
+                tqdm.write(f"{name}{note}", file=sys.stderr)
+            self._noted.setdefault(note, []).append(planned.path)
 
     def _planned(self, track: Track) -> Plan:
         if track.fault:
@@ -236,6 +237,9 @@ class Run:
             self.say("Interrupted: no half-written file is left.")
         if self._asked > 1 or self.interrupted:
             self.say(f"{self._asked} track{'s' * (self._asked > 1)}: {text}.")
+        for note, (_, *others) in self._noted.items():
+            if others:
+                tqdm.write(f"{', '.join(map(str, others))}: {note}", file=sys.stderr)
         failed = [each for each in self.outcomes if each.status == "failed"]
         if failed and self._asked > 1:
             lines = [f"  {each.fault}" for each in failed]

@@ -188,6 +188,8 @@ class Separator:
         the first chunk. Integers are scaled as in `separate`. Raises ValueError as `separate` does,
         for blocks as they come.
         """
+        if isinstance(blocks, str | bytes | Path) or not isinstance(blocks, Iterable):
+            raise ValueError(f"blocks is {blocks!r}: blocks of samples are wanted, and no file.")
         rate = self.samplerate if samplerate is None else checked_rate(samplerate)
         engine = self._engine.asked(
             stems=Parts(Choice(stems), self.model).stems,

@@ -16,6 +16,7 @@ from demucs_lightning.audio.encoding import FLOAT
 from demucs_lightning.separation import Progress
 from demucs_lightning.separator.choice import Choice, Parts
 from demucs_lightning.separator.names import STEM_FILE, fields_of, filled, template_for, values_of
+from demucs_lightning.separator.present import present_in
 from demucs_lightning.separator.room import nearest
 from demucs_lightning.separator.sources import Source, checked_rate, resized_length
 
@@ -36,7 +37,7 @@ class Target:
     and ``preset`` the format's. ``clip_mode``, for what passes full scale: ``rescale``, one gain
     for all parts, where the format can't hold it; ``clamp`` at 0.99; ``none``, where FLOAT keeps
     all and the other formats saturate. ``existing``, for files that are there: ``refuse`` the
-    track, ``skip`` them and write only those that are not, or ``overwrite``.
+    track, ``skip`` them and write only those that are not there whole, or ``overwrite``.
     """
 
     format: str = "wav"
@@ -168,6 +169,8 @@ def plan(
     )
     rate = target.rate or reader.samplerate
     present = [name for name, file in files.items() if file.exists()]
+    if present and target.existing == "skip":
+        present = present_in(files, reader.info.duration if reader.info.exact else 0)
     if present and target.existing == "skip" and target.format == STEM_FILE:
         present = _present_in(first, parts.names)
     if target.existing == "refuse" and present:

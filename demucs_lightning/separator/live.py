@@ -4,12 +4,11 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from demucs_lightning.separation import Level, statistics
 from demucs_lightning.separator.flow import Engine, Form, converted, separated
-from demucs_lightning.separator.sources import checked, groups, heard, scaled
+from demucs_lightning.separator.sources import checked, groups, heard, scaled, tensor_of
 
 QUIETEST = 0.01  # deviation: a recording may begin with silence, which is no level
 
@@ -41,7 +40,7 @@ class Incoming:
         return self
 
     def __next__(self) -> Tensor:
-        block = scaled(torch.as_tensor(next(self._blocks)).detach())
+        block = scaled(tensor_of(next(self._blocks)))
         if block.ndim != 2 or len(block) != (self._channels or len(block)) or not len(block):
             raise ValueError(
                 f"A block is {tuple(block.shape)}: all must be (channels, samples), and have the "

@@ -50,6 +50,8 @@ def check_room(rooms: Iterable[Room], *, purpose: str) -> None:
     for room in rooms:
         disks.setdefault(os.stat(room.folder).st_dev, []).append(room)
     for each in disks.values():
+        if any(room.spooled for room in each):
+            purpose += ", with room for stems that may clip (clip modes clamp and none need less)"
         check_space(each[0].folder, _most(each), purpose=purpose)
 
 

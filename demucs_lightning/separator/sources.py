@@ -34,7 +34,7 @@ class Recording:
     """
 
     def __init__(self, samples: Tensor | np.ndarray, samplerate: int) -> None:
-        given = torch.as_tensor(samples).detach()
+        given = tensor_of(samples)
         if given.ndim not in (1, 2) or not given.numel():
             raise ValueError(
                 f"The mixture is {tuple(given.shape)}: it must be (channels, samples), with a "
@@ -66,6 +66,20 @@ def checked_rate(samplerate: Any, name: str = "samplerate") -> int:
             f"{name} is {samplerate!r}: a whole number of Hz, {RATES[0]} to {RATES[1]}, can be."
         )
     return rate
+
+
+def tensor_of(samples: Any) -> Tensor:
+    """Samples as a tensor, which shares their memory where it can; ValueError for none that are
+    numbers."""
+    if isinstance(samples, np.ndarray):
+        samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
+        if any(stride < 0 for stride in samples.strides):
+            samples = samples.copy()
+    try:
+        return torch.as_tensor(samples).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = getattr(samples, "dtype", type(samples).__name__)
+        raise ValueError(f"The mixture is {kind}: floats, int16 or int32 can be.") from error
 
 
 def scaled(samples: Tensor) -> Tensor:

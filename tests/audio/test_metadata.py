@@ -69,6 +69,18 @@ def test_tags_come_back(tmp_path, suffix, cover):
     assert audio.tags(plain) == Tags()
 
 
+@pytest.mark.parametrize("suffix", [".flac", ".mp3", ".m4a"])
+def test_the_cover_stays_the_front_cover(tmp_path, suffix):
+    given = replace(TAGS, cover=png(), cover_mime="image/png")
+    path = tmp_path / f"x{suffix}"
+    with audio.writer(path, samplerate=48_000, channels=2, tags=given) as to:
+        to.write(tones())
+    assert audio.tags(path) == given
+    with av.open(str(path)) as container:
+        (picture,) = container.streams.video
+        assert suffix == ".m4a" or picture.metadata["comment"] == "Cover (front)"
+
+
 def test_stem_files_carry_tags(tmp_path):
     given = replace(TAGS, cover=png(), cover_mime="image/png")
     path = tmp_path / "x.stem.mp4"

@@ -81,6 +81,13 @@ def test_the_sum_is_exact_at_every_depth(run, songs, weights, precision, form, d
     assert np.array_equal(sum(read), soundfile.read(songs / f"a.{form}", dtype="int32")[0])
 
 
+def test_a_sum_that_can_not_be_exact_is_told(run, songs, cheap):
+    audio.write(songs / "a.wav", noise(2, 3000), samplerate=RATE, subtype="PCM_32")
+    said = "The track is read with 24 of its 32 bits, and its stems sum up to that.\n"
+    assert run(songs / "a.wav", "--exact-sum")[2] == said
+    assert run(songs / "a.wav", "--overwrite")[2] == ""
+
+
 TEXTS = audio.Tags(title="Ärger 音", artist="A/B", album="C", track="3", date="1999")
 
 

@@ -86,12 +86,19 @@ def test_the_room_for_all_tracks_is_checked_before(run, songs, cheap, monkeypatc
     for flags in ([], ["--dry-run"]):
         code, _, err = run(*tracks, *flags)
         assert code == 1
-        assert "4.8 MB are needed to separate 3 tracks." in err
+        assert "4.8 MB are needed to separate 3 tracks, with room for stems that may clip" in err
         assert len(err.splitlines()) == 1
         assert written() == set()
         assert cheap.calls == 0
     free(monkeypatch, needed)
     assert run(*tracks)[0] == 0
+    free(monkeypatch, WRITTEN - 1)
+    for mode in ("clamp", "none"):  # which need less, as is said
+        free(monkeypatch, WRITTEN - 1)
+        err = run(tracks[0], "-o", mode, "--clip-mode", mode)[2]
+        assert f"are needed to separate {tracks[0]}." in err
+        free(monkeypatch, WRITTEN)
+        assert run(tracks[0], "-o", mode, "--clip-mode", mode)[0] == 0
 
 
 def test_what_is_there_needs_no_room(run, songs, cheap, monkeypatch):
@@ -115,7 +122,7 @@ def test_the_room_of_codecs(run, songs, cheap, monkeypatch, form, kilobits):
     free(monkeypatch, 3 * each + SPOOLED - 1)
     code, _, err = run(*tracks, "--format", form)
     assert code == 1
-    assert "to separate 3 tracks." in err
+    assert "to separate 3 tracks, with room" in err
     free(monkeypatch, 3 * each + SPOOLED)
     assert run(*tracks, "--format", form)[0] == 0
 
@@ -127,7 +134,7 @@ def test_a_track_too_large_alone_is_left_to_its_turn(run, songs, cheap, monkeypa
     code, out, err = run(*tracks)
     assert code == 1
     assert "3 tracks: 2 done, 1 failed." in out
-    assert f"are needed to separate {tracks[1]}." in err
+    assert f"are needed to separate {tracks[1]}, with room" in err
 
 
 def test_a_disk_that_fills_meanwhile(run, songs, cheap, monkeypatch):

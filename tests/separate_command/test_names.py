@@ -91,14 +91,17 @@ def test_a_file_with_other_stems_stays(run, songs, cheap):
         (44_100, "FLOAT", ["--flac"], "The track has 32 bits, and these stems 24, as flac"),
     ],
 )
-def test_what_a_format_can_not_hold_is_said_once(run, tmp_path, rate, subtype, flags, said):
+def test_what_a_format_can_not_hold_is_said_of_each(run, tmp_path, rate, subtype, flags, said):
     for name in "ab":
         samples = noise(2, rate // 20, loud=0.1).T.double().numpy()
         soundfile.write(tmp_path / f"{name}.wav", samples, rate, subtype=subtype)
     code, _, err = run(tmp_path / "a.wav", tmp_path / "b.wav", *flags)
     assert code == 0
-    assert said in err
-    assert len(err.splitlines()) == 1
+    for line, name in zip(err.splitlines(), "ab", strict=True):
+        assert line.startswith(f"{tmp_path / name}.wav: ")
+        assert said in line
+    err = run(tmp_path / "a.wav", *flags, "--overwrite")[2]
+    assert "a.wav" not in err, "of one track it is plain"
 
 
 def test_a_segment_beyond_all_bounds_is_one_piece(run, songs, cheap):

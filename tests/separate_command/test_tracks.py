@@ -150,3 +150,68 @@ def test_a_stem_file_is_a_track(run, tmp_path, cheap):
     assert (drums - mixture / 2).abs().max() < 1e-3, "of its streams, the first is the mixture"
     assert run(path, "--filename", "{track}.{trackext} {stem}.{ext}")[0] == 0
     assert "separated/htdemucs/x.stem.mp4 bass.wav" in written()
+
+
+@pytest.mark.usefixtures("cheap")
+def test_folders_that_can_not_be_read_are_told(run, songs, monkeypatch):
+    listing = os.scandir
+
+    def closed(path):
+        if str(path).endswith("disc 1"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    fault = f"{songs / 'disc 1'} can't be read (Permission denied)."
+    code, out, err = run(songs)
+    assert code == 1
+    assert "2 tracks: 1 done, 1 failed." in out
+    assert fault in err
+    assert written() == stems("separated/htdemucs/a")
+    code, _, err = run(songs / "disc 1")
+    assert (code, err) == (1, f"error: {fault}\n")
+
+
+@pytest.mark.usefixtures("cheap")
+def test_links_to_folders_are_followed_once(run, songs, tmp_path):
+    (songs / "disc 1").rename(tmp_path / "disc 1")
+    (songs / "disc 1").symlink_to(tmp_path / "disc 1")
+    (songs / "again").symlink_to(tmp_path / "disc 1")
+    (songs / "round").symlink_to(songs)
+    (tmp_path / "disc 1" / "up").symlink_to(tmp_path)
+    code, out, err = run(songs)
+    assert (code, err) == (0, "")
+    assert "3 tracks: 3 done." in out
+    places = ["a", "again/ä 音🎵/b", "again/c"]
+    assert written() == set().union(*(stems(f"separated/htdemucs/{place}") for place in places))
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("form", ["wav", "flac", "mp3", "m4a", "ogg", "opus", "aiff", "stem.mp4"])
+def test_stems_that_are_cut_off_are_made_anew(run, songs, caplog, form):
+    audio.write(songs / "a.wav", noise(2, 3 * RATE).clamp(-1, 1), samplerate=RATE)
+    flags = [songs / "a.wav", "--format", form, "--skip-existing"]
+    assert run(*flags)[0] == 0
+    before = contents()
+    caplog.clear()
+    assert "skipped, its stems are there" in run(*flags)[1]
+    assert caplog.messages == []
+    path = next(path for path in sorted(before) if "bass" in path or form == "stem.mp4")
+    for size in (0, len(before[path]) // 2):
+        Path(path).write_bytes(before[path][:size])
+        caplog.clear()
+        assert run(*flags)[0] == 0
+        text = f"{path} is damaged or not as long as its track: it is made anew."
+        assert {*caplog.messages} == {text}
+        assert contents() == before
+
+
+@pytest.mark.usefixtures("cheap")
+def test_stems_of_another_track_are_made_anew(run, songs, caplog):
+    assert run(songs / "a.wav")[0] == 0
+    audio.write(songs / "a.wav", noise(2, 9001).clamp(-1, 1), samplerate=RATE)
+    assert "skipped" in run(songs / "a.wav", "--skip-existing")[1], "rounding"
+    audio.write(songs / "a.wav", noise(2, 9500).clamp(-1, 1), samplerate=RATE)
+    assert run(songs / "a.wav", "--skip-existing")[0] == 0
+    assert len({*caplog.messages}) == 4
+    assert {audio.info(path).frames for path in written()} == {9500}

@@ -103,6 +103,16 @@ def test_arrays_of_any_kind(given, separator):
     torch.testing.assert_close(separator.separate(array)["drums"], expected)
 
 
+def test_arrays_as_they_lie_in_memory():
+    separator, steps = Separator(Shares(), device="cpu"), noise().numpy()
+    expected = separator.separate(steps)["drums"]
+    level = statistics([torch.from_numpy(steps)])
+    for array in (steps.astype(">f4"), steps[:, ::-1].copy()[:, ::-1], np.asfortranarray(steps)):
+        assert torch.equal(separator.separate(array)["drums"], expected)
+        found = joined(separator.stream([array], level=level))["drums"]
+        assert torch.allclose(found, expected, atol=1e-6)
+
+
 def test_a_file_and_its_samples_give_the_same(separator, tmp_path):
     audio.write(tmp_path / "x.wav", noise(2, 50_000), samplerate=22_050)
     samples, rate = audio.read(tmp_path / "x.wav")
@@ -185,6 +195,9 @@ def test_live_without_a_level_starts_from_the_first_chunk():
         ([torch.zeros(2, 9000), torch.zeros(1, 5)], "same channels"),
         ([noise(2, 8000), torch.full((2, 8), torch.nan)], "second 1.000"),
         ([], "empty"),
+        ("file.wav", "blocks is 'file.wav'"),
+        (5, "blocks is 5"),
+        ([np.array(["a"])], "The mixture is <U1"),
     ],
 )
 def test_live_blocks_that_are_none(separator, blocks, said):
