@@ -167,7 +167,7 @@ def read_track(path: Path) -> TrackResult:
     """Raises CorruptResult where the file isn't what `write_track` writes."""
     content = _read(path)
     try:
-        return TrackResult(
+        result = TrackResult(
             key=str(content["key"]),
             track=str(content["track"]),
             samplerate=int(content["samplerate"]),
@@ -180,6 +180,9 @@ def read_track(path: Path) -> TrackResult:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptResult(f"{path} is damaged: {type(error).__name__} at {error}.") from error
+    if path.stem != track_id(result.track):
+        raise CorruptResult(f"{path} is damaged: it says that it is of the track {result.track}.")
+    return result
 
 
 def read_results(folder: str | Path) -> Results:

@@ -259,6 +259,11 @@ class Evaluation:
         except CorruptResult as error:
             self._tell(tell, f"{error} The track is scored again.")
             return False
+        windows = {len(scores.sdr) for scores in result.sources.values()}
+        if set(result.sources) != set(self.sources) or len(windows) > 1:
+            lacks = "it lacks scores. The track is scored again."
+            self._tell(tell, f"{path} is damaged: {lacks}")
+            return False
         if not self._is_of(result, track):
             self._tell(tell, f"{track.name}: its files have changed, so it is scored again.")
             return False

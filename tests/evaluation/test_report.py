@@ -129,6 +129,9 @@ def test_the_page_says_what_was_measured_and_how(tmp_path: Path):
     for told in (*settings["metrics"].values(), digest, "MusdbHQ test", "torch 2.13.0"):
         assert told in text
     assert "3 tracks" in text
+    assert "only" not in text.partition("3 tracks")[0]
+    results.settings["data"]["tracks"] = 7
+    assert "only 3 of 7 tracks: the others have no results" in "\n".join(report(results).texts)
     for value in settings["separation"].values():
         assert str(value) in text
 

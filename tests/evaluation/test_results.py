@@ -69,6 +69,7 @@ def test_results_are_read_by_name_and_column(tmp_path):
         (lambda text: text.replace("6.5", '"6.5"'), "'6.5': no number"),
         (lambda text: text.replace("null,", "", 1), "not the same number of every metric"),
         (lambda text: text.replace('"start"', '"begin"'), "is damaged: TypeError"),
+        (lambda text: text.replace('"Ann - One"', '"Ann - Two"'), "of the track Ann - Two"),
     ],
 )
 def test_a_damaged_result_is_said(tmp_path, change, said):

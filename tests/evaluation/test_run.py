@@ -18,6 +18,7 @@ from demucs_lightning.data.tracks import Track
 from demucs_lightning.evaluation import signals
 from demucs_lightning.evaluation.estimates import Settings, Stems
 from demucs_lightning.evaluation.results import (
+    WINDOWED,
     excerpt_folder,
     read_results,
     track_path,
@@ -121,10 +122,16 @@ def test_what_is_scored_is_not_computed_again(data, tmp_path, caplog):
     assert notes.scored == [data.tracks[1].name]
     assert outcome.complete
     path = track_path(tmp_path, first[0])
-    path.write_text(path.read_text()[:50])
-    outcome, notes = run(tmp_path, shares(), data)
-    assert notes.scored == first
-    assert f"{path} is damaged" in caplog.text
+    lacking, shorter = (json.loads(path.read_text()) for _ in range(2))
+    del lacking["sources"]["bass"]
+    for name in WINDOWED:
+        shorter["sources"]["bass"][name] = []
+    for damaged in (path.read_text()[:50], json.dumps(lacking), json.dumps(shorter)):
+        caplog.clear()
+        path.write_text(damaged)
+        outcome, notes = run(tmp_path, shares(), data)
+        assert notes.scored == first
+        assert f"{path} is damaged" in caplog.text
     assert not (tmp_path / "claims").exists()
 
 

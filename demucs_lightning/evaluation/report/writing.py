@@ -68,13 +68,21 @@ def _write(path: Path, text: str) -> None:
         raise OSError(f"The report {path} can't be written ({error.strerror}).") from error
 
 
+def _tracks_of(results: Results) -> str:
+    """How many tracks have results, and of how many if others are lacking."""
+    there, wanted = len(results.tracks), results.settings["data"].get("tracks") or 0
+    if there >= wanted:
+        return count(there, "track")
+    return f"only {there} of {count(wanted, 'track')}: the others have no results"
+
+
 def _header(models: Sequence[Results], title: str) -> Markup:
     results = models[0]
     data = results.settings["data"]
     length = _length(sum(track.seconds for track in results.tracks))
     facts = [
         " ".join(str(data[key]) for key in ("set", "subset") if data.get(key)),
-        f"{count(len(results.tracks), 'track')}, {length}",
+        f"{_tracks_of(results)}, {length}",
         ", ".join(results.sources),
     ]
     return element(
