@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
+LAYERS = 64  # of one function, each compiled for its own widths; torch gives up after eight
+
 
 class Compiled:
     """Called like ``model``, with inputs of one shape; ``backend`` is that of ``torch.compile``.
@@ -24,6 +26,7 @@ class Compiled:
 
     def __init__(self, model: nn.Module, *, backend: str | Callable[..., Any] = "inductor") -> None:
         self.model, self.tried = model, False
+        torch.compiler.config.recompile_limit = LAYERS
         self.call: Any = torch.compile(model.forward, backend=backend, dynamic=False)
 
     def __call__(self, mixture: Tensor) -> Tensor:

@@ -60,6 +60,37 @@ def test_each_input_is_compiled_once() -> None:
     assert len(graphs) == 1
 
 
+class Layers(nn.Module):
+    """A dozen of different widths, none of which torch compiles into the same graph as another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList(nn.Linear(n, n + 1) for n in range(2, 14))
+
+    def layer(self, x: Tensor, number: int) -> Tensor:
+        torch._dynamo.graph_break()
+        return self.inner[number](x).tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number in range(12):
+            x = self.layer(x, number)
+        return x
+
+
+def test_every_layer_of_a_network_is_compiled(caplog: pytest.LogCaptureFixture) -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model, x = Layers(), torch.randn(3, 2)
+    call = Compiled(model, backend=backend)
+    torch.testing.assert_close(call(x), model(x))
+    linear = [graph for graph in graphs if "linear" in graph.code]
+    assert len(linear) == 12
+
+
 def fails_at_once(graph: Any, inputs: Any) -> Any:
     raise RuntimeError("no compiler was found\nand much more")
 

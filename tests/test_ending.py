@@ -1,13 +1,14 @@
 """The last lines of a run: how to continue, where the checkpoints are, and which curve goes on."""
 
 import logging
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from demucs_lightning.commands import settings
+from demucs_lightning.commands import ending, settings
 from demucs_lightning.commands import train as training
 from demucs_lightning.training import LitSeparator
 
@@ -29,6 +30,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException) -> N
     monkeypatch.setattr(LitSeparator, "training_step", step)
 
 
+WAITED = RuntimeError("[unbound_buffer.cc:78] Timed out waiting 18000ms for recv operation")
 MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
@@ -37,6 +39,7 @@ MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.
     [
         (MEMORY, "error: The device ran out of memory with batch_size=4, segment=2, "),
         (OSError("a cable was pulled"), "error: a cable was pulled"),
+        (WAITED, "error: another process has not answered for as long as distributed.timeout"),
         (TypeError("a bug"), "TypeError: a bug"),
         (RuntimeError("another bug"), "RuntimeError: another bug"),
     ],
@@ -65,6 +68,25 @@ def test_whatever_ends_a_run_it_says_how_to_continue(
         settings.compose([*overrides, f"resume_checkpoint={last}"]), tmp_path / "continued"
     )
     assert trained.trainer.global_step == 2
+
+
+def test_a_second_run_of_a_slurm_job_leaves_the_first_alone(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, last = settings.compose(overrides), tmp_path / "last.ckpt"
+    last.write_bytes(b"")
+    assert ending.continued(cfg, tmp_path) == cfg
+    job = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "jupyter", "SLURM_JOB_ID": "90"}
+    for key, value in job.items():
+        monkeypatch.setenv(key, value)
+    usual = signal.getsignal(signal.SIGUSR1)
+    try:
+        with pytest.raises(ValueError, match="holds another run of this Slurm job: give this one"):
+            ending.continued(cfg, tmp_path)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        assert ending.continued(cfg, tmp_path).resume_checkpoint == str(last)
+    finally:
+        signal.signal(signal.SIGUSR1, usual)
 
 
 def test_where_nothing_was_written_there_is_nothing_to_continue_from(

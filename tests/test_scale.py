@@ -173,6 +173,22 @@ def test_the_survivor_says_who_died_and_the_run_goes_on(
     assert_same_end(load(two), load(home / f"continued-{dead}"))
 
 
+def test_a_survivor_that_its_launcher_stops_says_who_died(
+    forked: Forks, overrides: list[str], home: Path
+) -> None:
+    faults = {0: {"slow": 1.0}, 1: {"slow": 1.0}}
+    run = Run(
+        forked, [*overrides, *in_folder(home / "both")], home / "logs-both", torchruns(2), faults
+    )
+    await_line(run.logs / "0.log", "step 1")
+    run.signal(signal.SIGKILL, 1)
+    time.sleep(0.2)
+    run.signal(signal.SIGTERM, 0)
+    assert run.ended() == [143, -signal.SIGKILL], run.everything()
+    assert "Process 1 of 2 has died." in run.said(0)
+    assert "Stopped. To continue: resume_checkpoint=" in run.said(0)
+
+
 def test_of_four_the_first_survivor_speaks(forked: Forks, overrides: list[str], home: Path) -> None:
     line = [*overrides, *in_folder(home / "quartet")]
     run = Run(forked, line, home / "logs-quartet", torchruns(4), {2: {"kill_at_step": 2}})

@@ -209,6 +209,11 @@ def test_defaults_are_those_of_the_design() -> None:
         ("epochs=1.5", "epochs is 1.5: it must be a whole number."),
         ("epochs=0", "epochs is 0: it must be above 0."),
         ("segment=-1", "segment is -1: it must be above 0."),
+        (
+            "trainer.accumulate_grad_batches=0",
+            "trainer.accumulate_grad_batches is 0: it must be above 0.",
+        ),
+        ("trainer.devices=-1", "trainer.devices is -1: it must be above 0."),
         ("segment=0.5", "segment=0.5 leaves nothing after augment.shift=1.0"),
         ("batch_size=0", "batch_size is 0"),
         ("batch_size=6", "augment.remix.group_size=4 does not divide batch_size=6"),

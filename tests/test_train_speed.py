@@ -60,6 +60,14 @@ def test_auto_is_bf16_where_the_device_has_it(
     assert hardware.precision("auto", "mps") == "32-true"
 
 
+def test_a_cpu_says_that_it_has_no_fp16(caplog: pytest.LogCaptureFixture) -> None:
+    cfg = settings.compose(["gpus=0", "trainer.precision=16"])
+    assert speed.settled(cfg, {}).trainer.precision == "bf16"
+    assert caplog.messages == [
+        "trainer.precision=16: a CPU has no mixed fp16 and takes bf16 instead."
+    ]
+
+
 def test_bf16_on_a_gpu_without_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with_bf16(monkeypatch, cpu=True, gpu=False)
     with pytest.raises(ValueError, match="bf16', but this GPU, Old Card, does not compute in bf16"):

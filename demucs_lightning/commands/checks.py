@@ -37,7 +37,7 @@ ANY = (  # more than one type; what takes them says what is wrong
 POSITIVE = (
     *("samplerate", "segment", "epochs", "batch_size", "dset.shift", "model.segment"),
     *("valid.segment", "valid.batch_size", "test.segment", "test.batch_size"),
-    *("distributed.timeout", "trainer.num_nodes"),
+    *("distributed.timeout", "trainer.num_nodes", "trainer.accumulate_grad_batches"),
 )
 NOT_NEGATIVE = (
     "data.workers",
@@ -85,6 +85,7 @@ def check_values(cfg: DictConfig) -> None:
     if cfg.audio_channels not in (1, 2):
         raise ValueError(f"audio_channels is {cfg.audio_channels}: it must be 1 or 2.")
     _check_gpus(cfg.gpus)
+    _check_devices(cfg.trainer.devices)
     _check_choice("trainer.accelerator", cfg.trainer.accelerator, ACCELERATORS)
     nsdr = [f"valid/nsdr_{source}" for source in cfg.sources]
     _check_choice("checkpoint.monitor", cfg.checkpoint.monitor, ("valid/nsdr", "valid/loss", *nsdr))
@@ -159,3 +160,8 @@ def _check_gpus(gpus: Any) -> None:
         raise ValueError(
             f"gpus is {gpus}: it must be a number of GPUs (gpus=2) or a list (gpus=[0,2])."
         )
+
+
+def _check_devices(devices: Any) -> None:
+    if devices is not None and not OmegaConf.is_list(devices):
+        _check_number("trainer.devices", devices, lambda value: value > 0, "above 0")

@@ -21,6 +21,9 @@ from demucs_lightning.scale.launch import SRUN
 
 log = logging.getLogger(__name__)
 
+SILENT = "Timed out waiting"  # what gloo says of a process that is there but does not answer
+NO_ANSWER = "another process has not answered for as long as distributed.timeout allows."
+
 Part = TypeVar("Part")
 Caught = TypeVar("Caught", bound=BaseException)
 
@@ -29,12 +32,18 @@ def continued(cfg: DictConfig, folder: Path) -> DictConfig:
     """The settings, with the last checkpoint of ``folder`` to continue from where Slurm or torchrun
     has started the run again. From here on, Slurm's signal puts the job back into the queue.
 
-    Raises ValueError where only the first process has that checkpoint.
+    Raises ValueError where only the first process has that checkpoint, and where another run of the
+    same job has the folder.
     """
     launch, last = current(), folder / "last.ckpt"
     if launch.by == SRUN and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGUSR1, lambda *_: leave(signal.SIGUSR1))
     if not launch.restarts:
+        if launch.job and last.is_file() and cfg.resume_checkpoint is None:
+            raise ValueError(
+                f"{folder} holds another run of this Slurm job: give this one a folder of its own, "
+                "hydra.run.dir=..., or continue that one, resume_checkpoint=..."
+            )
         return cfg
     here = "continue" if last.is_file() else "begin"
     if first_says(f"restart {launch.restarts}", here) == "begin":
@@ -65,16 +74,18 @@ def guarded(trainer: Trainer) -> Iterator[None]:
         if stopping.number:  # it came with the last step
             raise SIGTERMException
     except SIGTERMException:
-        _stopped(trainer, stopping)
+        _stopped(trainer, stopping, watch)
     except (Exception, SystemExit) as error:
         if watch.lost is not None and stopping.number:  # the other one was quicker
-            _stopped(trainer, stopping)
+            _stopped(trainer, stopping, watch)
         watch.check()
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # else the others wait for this one
         how = _how_to_continue(trainer)
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes it a status of 1
             raise _noted(KeyboardInterrupt(), how) from None
+        if SILENT in str(error):
+            raise _noted(TimeoutError(NO_ANSWER), how) from error
         _noted(error, how)
         raise
 
@@ -92,7 +103,10 @@ def _how_to_continue(trainer: Trainer) -> str:
     return f"To continue: resume_checkpoint={keeper.last}" if written else ""
 
 
-def _stopped(trainer: Trainer, stopping: Stopping) -> NoReturn:
+def _stopped(trainer: Trainer, stopping: Stopping, watch: Watch) -> NoReturn:
+    if watch.lost is not None and watch.tells and not watch.lost.failed:
+        # Its launcher may have stopped this process just for that.
+        log.error("Process %d of %d has died.", watch.lost.rank, watch.world)
     log.info(" ".join(["Stopped.", _how_to_continue(trainer)]).rstrip())
     leave(stopping.number or signal.SIGTERM)
 

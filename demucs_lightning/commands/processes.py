@@ -94,7 +94,7 @@ def _strategy(cfg: DictConfig, accelerator: str, count: int) -> Any:
 def _check_fsdp(cfg: DictConfig, accelerator: str, count: int) -> None:
     precision = hardware.precision(cfg.trainer.precision, accelerator)
     for wrong, sentence in (
-        (count == 1, "it divides a model among processes, and there is one: set gpus=2 or more"),
+        (count == 1, "it divides a model among processes, and this run has one: take several GPUs"),
         (precision in ("16-mixed", "64-true"), "it computes in 32 or bf16: set trainer.precision"),
         (cfg.svd.penalty > 0, "svd.penalty needs whole weights: set it to 0"),
         (

@@ -26,6 +26,8 @@ def settled(cfg: DictConfig, checkpoint: Mapping[str, Any]) -> DictConfig:
     if value == "auto" and checkpoint:
         value = checkpoint.get("demucs_lightning", {}).get("precision", BEFORE)
     name = hardware.precision(value, accelerator(cfg))
+    if str(value).startswith("16") and name == hardware.PRECISIONS["bf16"]:
+        log.warning("trainer.precision=16: a CPU has no mixed fp16 and takes bf16 instead.")
     words = {lightnings: word for word, lightnings in hardware.PRECISIONS.items()}
     cfg = cfg.copy()
     cfg.trainer.precision = words[name]

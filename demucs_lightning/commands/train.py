@@ -228,6 +228,7 @@ def quieten() -> None:
         ".*The number of training batches.*",
         ".*CombinedLoader.*",
         ".*LeafSpec.*",
+        ".*Grad strides do not match bucket view strides.*",  # of ddp: one copy more
         ".*returned a view tensor.*",  # of fsdp: no network writes into what a layer returns
     ):
         warnings.filterwarnings("ignore", message)
