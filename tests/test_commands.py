@@ -221,7 +221,10 @@ def test_a_gpu_that_runs_out_of_memory_says_what_takes_less(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def exhausted(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of "
+            "7.79 GiB of which 1.10 GiB is free."
+        )
 
     monkeypatch.setattr(LitSeparator, "training_step", exhausted)
     with pytest.raises(SystemExit) as stop:
@@ -231,3 +234,4 @@ def test_a_gpu_that_runs_out_of_memory_says_what_takes_less(
     assert said.startswith("error: The device ran out of memory with batch_size=4, segment=11, ")
     assert "try experiment=low_memory, memory=low, trainer.precision=bf16, " in said
     assert "batch_size=2 augment.remix.group_size=2, segment=6 (augmentation leaves 5 s)" in said
+    assert said.endswith(". It asked for 2.00 GiB more of 7.79 GiB.")

@@ -374,3 +374,10 @@ def test_with_init_from_the_arguments_of_any_model_are_settings() -> None:
     for line in (["model.t_dropout=0.1"], ["init_from=htdemucs", "model.t_drop=0.1"]):
         with pytest.raises(ValueError, match=r"model\.t_drop(out)? is no setting"):
             settings.compose(line)
+
+
+def test_the_memory_of_the_machine_is_told_in_mebibytes(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4294967296 bytes."
+    with pytest.raises(SystemExit), explained():
+        raise RuntimeError(words)
+    assert capsys.readouterr().err == f"error: {OUT_OF_MEMORY} It asked for 4,096 MiB more.\n"

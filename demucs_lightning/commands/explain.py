@@ -3,6 +3,7 @@ from.
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ OF_SETTINGS = {
     "omegaconf.errors": "OmegaConfBaseException",
     "lightning.pytorch.utilities.exceptions": "MisconfigurationException",
 }
+
+
+# What torch writes where memory ran out, of a GPU or of the machine.
+ASKED = re.compile(r"tried to allocate ([\d.]+) (\w+)", re.IGNORECASE)
+CAPACITY = re.compile(r"total capacity of ([\d.]+ \w+)")
 
 
 def mistakes() -> tuple[type[BaseException], ...]:
@@ -49,6 +55,7 @@ def explained(memory: Callable[[], str] | None = None) -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not known:
             raise
         said = memory() if memory and _is_memory(cause) else sentence(cause)
+        said += _lacked(cause) if _is_memory(cause) else ""
         if not _is_said():
             print("\n".join([f"error: {_who(cause)}{said}", *notes(error)]), file=sys.stderr)
         sys.exit(1)
@@ -63,6 +70,16 @@ def _is_memory(error: BaseException) -> bool:
     """Whether memory ran out, of a GPU or, which has no exception of its own, of the machine."""
     machine = isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
     return isinstance(error, torch.OutOfMemoryError) or machine
+
+
+def _lacked(error: BaseException) -> str:
+    """How much was asked for, and how much the device has, as far as torch says so."""
+    asked, capacity = (pattern.search(str(error)) for pattern in (ASKED, CAPACITY))
+    if not asked:
+        return ""
+    number, unit = asked.groups()
+    size = f"{int(number) / 2**20:,.0f} MiB" if unit == "bytes" else f"{number} {unit}"
+    return f" It asked for {size} more{f' of {capacity[1]}' if capacity else ''}."
 
 
 def _is_said() -> bool:
