@@ -39,9 +39,11 @@ class Compiled:
         if mixture.device.type == "cpu":
             log.warning("compile=true: on a CPU the first step takes minutes.")
         weights = [each for each in self.model.parameters() if each.requires_grad]
+        devices = [mixture.device] if mixture.device.type == "cuda" else []
         try:
-            estimates = self.call(mixture)
-            torch.autograd.grad(estimates.float().mean(), weights, allow_unused=True)
+            with torch.random.fork_rng(devices):  # the first step is to draw what it would have
+                estimates = self.call(mixture)
+                torch.autograd.grad(estimates.float().mean(), weights, allow_unused=True)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ImportError) as error:  # torch's own for compilers are RuntimeErrors

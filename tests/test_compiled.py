@@ -137,6 +137,14 @@ def test_memory_that_ends_is_no_failure_of_compiling() -> None:
         Compiled(Net(), backend=backend)(torch.randn(1, 2, 50))
 
 
+def test_the_trial_draws_no_numbers_of_the_first_step() -> None:
+    model, mixture = nn.Sequential(Net(), nn.Dropout(0.5)), torch.randn(1, 2, 50)
+    torch.manual_seed(3)
+    plain = model(mixture)
+    torch.manual_seed(3)
+    assert torch.equal(Compiled(model, backend="eager")(mixture), plain)
+
+
 def test_validation_does_not_try() -> None:
     call = Compiled(Net(), backend="eager")
     with torch.no_grad():

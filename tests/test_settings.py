@@ -376,6 +376,15 @@ def test_with_init_from_the_arguments_of_any_model_are_settings() -> None:
             settings.compose(line)
 
 
+@pytest.mark.parametrize("call", ["CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"])
+def test_a_full_gpu_is_told_whatever_notices_it(
+    call: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), explained():
+        raise RuntimeError(f"CUDA error: {call} when calling `create(handle)`")
+    assert capsys.readouterr().err == f"error: {OUT_OF_MEMORY}\n"
+
+
 def test_the_memory_of_the_machine_is_told_in_mebibytes(capsys: pytest.CaptureFixture[str]) -> None:
     words = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4294967296 bytes."
     with pytest.raises(SystemExit), explained():

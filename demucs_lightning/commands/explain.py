@@ -23,7 +23,8 @@ OF_SETTINGS = {
 }
 
 
-# What torch writes where memory ran out, of a GPU or of the machine.
+# What torch writes where memory ran out: of the machine, or of a GPU in one of its libraries.
+FULL = ("DefaultCPUAllocator: ", "ALLOC_FAILED", "CUDA error: out of memory")
 ASKED = re.compile(r"tried to allocate ([\d.]+) (\w+)", re.IGNORECASE)
 CAPACITY = re.compile(r"total capacity of ([\d.]+ \w+)")
 
@@ -68,8 +69,8 @@ def notes(error: BaseException) -> list[str]:
 
 def _is_memory(error: BaseException) -> bool:
     """Whether memory ran out, of a GPU or, which has no exception of its own, of the machine."""
-    machine = isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
-    return isinstance(error, torch.OutOfMemoryError) or machine
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
+    return isinstance(error, torch.OutOfMemoryError) or said
 
 
 def _lacked(error: BaseException) -> str:

@@ -52,13 +52,17 @@ class BLSTM(nn.Module):
     def _recur(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() and reads_less(self.lstm, x):
             return lstm(self.lstm, x)
-        if x.dtype == self.lstm.weight_hh_l0.dtype:
+        own = self.lstm.get_parameter("weight_hh_l0").dtype
+        if x.dtype == own:
             return self.lstm(x)[0]
         if x.device.type == "cpu" and torch.is_grad_enabled():
             return lstm(self.lstm, x)
-        # cuDNN takes its weights in one piece, which autocast sees to.
-        with torch.autocast(x.device.type, x.dtype):
-            return self.lstm(x)[0]
+        if x.device.type == "cpu":
+            with torch.autocast("cpu", x.dtype):
+                return self.lstm(x)[0]
+        # On a GPU autocast would take fp16 for cuDNN, whatever its own precision is.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.lstm(x.to(own))[0].to(x.dtype)
 
     def _framed(self, x: Tensor) -> Tensor:
         batch, length, dim = x.shape

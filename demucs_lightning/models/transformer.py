@@ -218,8 +218,10 @@ class TransformerLayer(nn.Module):
         self.norm_out = options.exit_norm(dim)
         self.gamma_1, self.gamma_2 = options.gain(dim), options.gain(dim)
 
-    def forward(self, x: Tensor, other: Tensor) -> Tensor:
-        return self.finish(x, self.attend(x, other))
+    def forward(self, x: Tensor, other: Tensor, *, again: bool = False) -> Tensor:
+        """``again``: backward computes all but the attention a second time, see ``recompute``."""
+        attended = self.attend(x, other)
+        return recomputed(self, self.finish, x, attended) if again else self.finish(x, attended)
 
     def attend(self, x: Tensor, other: Tensor) -> Tensor:
         return self.attention.attend(*recomputed(self, self.project, x, other))
@@ -343,9 +345,7 @@ class CrossTransformerEncoder(nn.Module):
     def _passed(memory: str, layer: Any, x: Tensor, other: Tensor) -> Tensor:
         if memory == "low":
             return recomputed(layer, layer, x, other)
-        if memory == "balanced":
-            return recomputed(layer, layer.finish, x, layer.attend(x, other))
-        return layer(x, other)
+        return layer(x, other, again=memory == "balanced")
 
     def _placed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + (self.options.weight_pos_embed * positions).to(x.dtype)
