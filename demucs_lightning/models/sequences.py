@@ -52,7 +52,7 @@ class BLSTM(nn.Module):
     def _recur(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() and reads_less(self.lstm, x):
             return lstm(self.lstm, x)
-        own = self.lstm.get_parameter("weight_hh_l0").dtype
+        own = self.linear.weight.dtype
         if x.dtype == own:
             return self.lstm(x)[0]
         if x.device.type == "cpu" and torch.is_grad_enabled():
