@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from demucs_lightning import moments
 from demucs_lightning.moments import LeanAdam, from_codes, to_bf16, to_codes
 from demucs_lightning.optim import Optimization
 
@@ -145,3 +147,99 @@ def test_another_form_than_the_checkpoints_is_refused(had: str) -> None:
         else:
             with pytest.raises(ValueError, match=f"optim.state is {form}, .* had {had}: set"):
                 settings.check_resumed([optimizer.state_dict()])
+
+
+class Kernels(TorchDispatchMode):
+    """Counts what computes or copies."""
+
+    VIEWS = frozenset({"view", "slice", "split", "split_with_sizes", "detach", "alias", "expand"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.count += name not in self.VIEWS and not name.startswith("empty")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("form", "most"), [("bf16", 35), ("8bit", 75)])
+def test_the_kernels_of_a_step_are_those_of_a_few_buckets(form: str, most: int) -> None:
+    weights = [nn.Parameter(torch.randn(10, 30)) for _ in range(40)]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    optimizer = LeanAdam(weights, 1e-2, state=form, weight_decay=0.1)
+    optimizer.step()
+    with Kernels() as kernels:
+        optimizer.step()
+    assert kernels.count <= most
+
+
+@pytest.mark.parametrize("form", ["bf16", "8bit"])
+def test_weights_of_all_sizes_move_as_each_does_alone(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = [(), (0,), (7,), (256,), (3, 5, 2), (40, 30), (1,), (2, 300)]
+    gradients = [
+        torch.randn(shape, generator=seeded(seed)) * 10**seed for seed, shape in enumerate(shapes)
+    ]
+
+    def moved(together: bool) -> tuple[list[Tensor], Any]:
+        weights = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+        weights.append(nn.Parameter(torch.ones(6, 4).T))  # lies in another order
+        monkeypatch.setattr(moments, "BUCKETS", {"cuda": 0, "cpu": 1000 if together else 0})
+        optimizer = LeanAdam(weights, 1e-3, state=form)
+        for _ in range(20):
+            for weight, gradient in zip(weights, [*gradients, torch.ones(4, 6)], strict=True):
+                weight.grad = gradient.clone()
+            optimizer.step()
+        return [weight.detach() for weight in weights], optimizer
+
+    (alone, _), (together, optimizer) = moved(together=False), moved(together=True)
+    for one, other, gradient in zip(alone, together, [*gradients, torch.ones(4, 6)], strict=True):
+        # Equal gradients: 20 full steps against their sign, whatever the size of the neighbours.
+        torch.testing.assert_close(other, 1 - 0.02 * gradient.sign(), atol=2e-3, rtol=0)
+        torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
+    if form == "8bit":
+        rows = [-(-weight.numel() // 256) for weight in together]
+        kept = [optimizer.state[weight] for weight in optimizer.param_groups[0]["params"]]
+        assert [state["codes"].shape for state in kept] == [(count, 256) for count in rows]
+        assert [state["scales_sq"].shape for state in kept] == [(count, 1) for count in rows]
+
+
+@pytest.mark.parametrize("form", ["bf16", "8bit"])
+def test_a_state_that_was_kept_weight_by_weight_goes_on(form: str) -> None:
+    weights = [nn.Parameter(torch.zeros(20, 30)), nn.Parameter(torch.zeros(3))]
+    optimizer = LeanAdam(weights, 1e-2, betas=(0.5, 0.5), state=form)
+    state: dict[int, dict[str, Any]] = {0: {"step": 4}, 1: {"step": 4}}
+    for number, weight in enumerate(weights):
+        mean, square = torch.full_like(weight, -2.0), torch.full_like(weight, 9.0)
+        if form == "bf16":
+            state[number] |= {"exp_avg": mean.bfloat16(), "exp_avg_sq": square.bfloat16()}
+        else:
+            for name, values in (("", mean), ("_sq", square)):
+                codes, scales = to_codes(values, seeded(), signed=not name)
+                state[number] |= {f"codes{name}": codes, f"scales{name}": scales}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for weight in weights:
+        weight.grad = torch.full_like(weight, 1.0)
+    optimizer.step()
+    mean, square = (-2 + 1) / 2 / (1 - 0.5**5), (9 + 1) / 2 / (1 - 0.5**5)
+    for weight in weights:
+        torch.testing.assert_close(
+            weight.detach(), torch.full_like(weight, -0.01 * mean / square**0.5)
+        )
+
+
+def test_weights_that_skip_steps_have_their_own_number() -> None:
+    weights = [nn.Parameter(torch.zeros(5)) for _ in range(3)]
+    optimizer = LeanAdam(weights, 1.0, state="bf16")
+    for number in range(3):
+        for weight in weights[: number + 1]:
+            weight.grad = torch.ones(5)
+        optimizer.step()
+    for weight, steps in zip(weights, (3, 2, 1), strict=True):
+        torch.testing.assert_close(
+            weight.detach(), torch.full((5,), -float(steps)), atol=0.05, rtol=0
+        )
