@@ -137,8 +137,8 @@ class Repitch:
     Pitch moves by whole semitones, uniform in ±`max_pitch`; tempo by a Gaussian percentage of
     deviation `tempo_std`, clipped to ±`max_tempo`. An example has one draw (`same`) or one for each
     source. Sources in `vocals` (indices) are stretched in shorter pieces. All examples are cut to
-    the length that the fastest tempo leaves. To skip the work on the others, the host waits for the
-    draws.
+    the length that the fastest tempo leaves. The draws are the host's, which skips the work on the
+    others.
     """
 
     proba: float = 0.0
@@ -172,24 +172,23 @@ class Repitch:
         for group, seconds in [(voices, VOICE_WINDOW), (others, MUSIC_WINDOW)]:
             where = [(example, source) for example in chosen for source in group]
             if where:
-                at = tuple(torch.tensor(where, device=stems.device).unbind(1))
-                out[at] = repitch(
-                    stems[at].float(),
+                changed = repitch(
+                    torch.stack([stems[place] for place in where]).float(),
                     [pitch[example][source] for example, source in where],
                     [tempo[example][source] for example, source in where],
                     length=length,
                     window=_power_of_two(seconds * self.samplerate),
-                ).to(stems.dtype)
+                )
+                for place, row in zip(where, changed, strict=True):
+                    out[place] = row
         return out
 
     def _draw(self, batch: int, sources: int, generator: Generator):
         """The examples to change, and semitones and percentages [example][source]."""
-        device, size = generator.device, (batch, 1 if self.same else sources)
-        chosen = torch.rand(batch, generator=generator, device=device) < self.proba
-        pitch = torch.randint(
-            -self.max_pitch, self.max_pitch + 1, size, generator=generator, device=device
-        )
-        tempo = self.tempo_std * torch.randn(size, generator=generator, device=device)
+        generator, size = _of_host(generator), (batch, 1 if self.same else sources)
+        chosen = torch.rand(batch, generator=generator) < self.proba
+        pitch = torch.randint(-self.max_pitch, self.max_pitch + 1, size, generator=generator)
+        tempo = self.tempo_std * torch.randn(size, generator=generator)
         tempo = tempo.clamp(-self.max_tempo, self.max_tempo)
         examples = chosen.nonzero().flatten().tolist()
         return (
@@ -197,6 +196,15 @@ class Repitch:
             pitch.expand(batch, sources).tolist(),
             tempo.expand(batch, sources).tolist(),
         )
+
+
+def _of_host(generator: Generator) -> Generator:
+    """`generator`, or where it is a GPU's, one of the host that follows from where it stands: the
+    host would wait for draws of a GPU."""
+    if generator.device.type == "cpu":
+        return generator
+    drawn = generator.get_offset() if generator.device.type == "cuda" else 0
+    return Generator().manual_seed((generator.initial_seed() + drawn) % 2**63)
 
 
 class Augmentation:

@@ -98,15 +98,19 @@ class SVDPenalty:
         """The estimate (0 on a step without it), differentiable, not multiplied by `penalty`.
 
         `generator` must be seeded alike on every rank: all of them skip the same steps, else none
-        is faster. On the CPU, it keeps the host from waiting for a GPU.
+        is faster. On the CPU, it keeps the host from waiting for a GPU: what is drawn there decides
+        whether a step has the penalty, and seeds the draws on the device of the weights. With `dim`
+        above 1 (and not `powm`) the host waits for the eigenvalues of a GPU all the same.
         """
         if self.proba < 1:
             draw = torch.rand((), generator=generator, device=generator.device)
             if draw.item() > self.proba:
                 return _zero(model)
         estimate = self._power_method if self.powm else self._low_rank
-        with torch.autocast(_zero(model).device.type, enabled=False):  # QR has no half precision
-            total = sum((estimate(m, generator) for m in self.matrices(model)), _zero(model))
+        zero = _zero(model)
+        generator = _on(zero.device, generator)
+        with torch.autocast(zero.device.type, enabled=False):  # QR has no half precision
+            total = sum((estimate(m, generator) for m in self.matrices(model)), zero)
         return total / self.proba
 
     @torch.no_grad()
@@ -127,13 +131,17 @@ class SVDPenalty:
                 yield (weight.transpose(0, 1) if swap else weight).flatten(1)
 
     def _low_rank(self, matrix: Tensor, generator: Generator) -> Tensor:
-        """Algorithms 4.4 and 5.1 of Halko et al.: a basis of the range, then an exact svd in it."""
+        """Algorithms 4.4 and 5.1 of Halko et al.: a basis of the range, and what is exact in it."""
         tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
-        basis = torch.linalg.qr(tall @ _gaussian(tall.shape[1], self.dim, matrix, generator)).Q
+        basis = _scaled if self.dim == 1 else _orthonormal
+        columns = tall @ _gaussian(tall.shape[1], self.dim, matrix, generator)
         for _ in range(self.niters):
-            basis = torch.linalg.qr(tall.mT @ basis).Q
-            basis = torch.linalg.qr(tall @ basis).Q
-        return torch.linalg.svdvals(basis.mT @ tall)[0].square()
+            columns = tall @ basis(tall.mT @ basis(columns))
+        if self.dim == 1:  # the singular value of a row is its norm
+            squares = columns.square().sum().clamp(min=torch.finfo(matrix.dtype).tiny)
+            return (columns.mT @ tall).square().sum() / squares
+        wide = _orthonormal(columns).mT @ tall
+        return torch.linalg.eigvalsh(wide @ wide.mT)[-1]
 
     def _power_method(self, matrix: Tensor, generator: Generator) -> Tensor:
         wide = matrix.shape[0] < matrix.shape[1]
@@ -147,11 +155,26 @@ class SVDPenalty:
         return norms.mean()
 
 
+def _on(device: torch.device, generator: Generator) -> Generator:
+    """`generator`, or where it is for another device, one for this that it seeds."""
+    if generator.device.type == device.type:
+        return generator
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    return Generator(device).manual_seed(int(seed))
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    return torch.linalg.qr(columns).Q
+
+
+def _scaled(column: Tensor) -> Tensor:
+    """A column at length 1, which keeps it in the range of numbers: what is made of it doesn't
+    depend on its length, so the gradient need not go through that."""
+    return column / column.detach().norm().clamp_(min=torch.finfo(column.dtype).tiny)
+
+
 def _gaussian(rows: int, columns: int, like: Tensor, generator: Generator) -> Tensor:
-    draw = torch.randn(
-        rows, columns, generator=generator, device=generator.device, dtype=like.dtype
-    )
-    return draw.to(like.device)
+    return torch.randn(rows, columns, generator=generator, device=like.device, dtype=like.dtype)
 
 
 def _zero(model: nn.Module) -> Tensor:

@@ -9,6 +9,7 @@ the stereo image stays.
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ def repitch(
     ratios = [Fraction(2 ** (p / 12)).limit_denominator(100) for p in pitch]
     rates = [(1 + t / 100) / float(ratio) for t, ratio in zip(tempo, ratios, strict=True)]
     needed = math.ceil(length * float(max(ratios))) + window
-    stretched = stretch(audio, audio.new_tensor(rates), length=needed, window=window)
+    speeds = torch.stack([audio.new_full((), rate) for rate in rates])  # copied, a GPU would wait
+    stretched = stretch(audio, speeds, length=needed, window=window)
     rows = zip(stretched, ratios, strict=True)
     return torch.stack([change_speed(row, ratio)[..., :length] for row, ratio in rows])
 
@@ -60,13 +62,19 @@ def _similar_starts(padded: Tensor, steady: Tensor, window: int) -> Tensor:
     half, reach = window // 2, window // 4
     lags = torch.arange(-reach, reach + 1, device=padded.device)
     bias = CENTRE_BIAS * lags.abs() / reach
-    starts = [steady[:, :1]]
-    for start in steady[:, 1:].split(1, dim=1):
-        follows = _pieces(padded, starts[-1] + half, half)
-        area = _pieces(padded, start - reach, half + 2 * reach)
-        best = (_correlation(area, follows) - bias).argmax(dim=-1)
-        starts.append(start + lags[best])
-    return torch.cat(starts, dim=1)
+    firsts = steady - reach  # of the areas in which windows may start
+    areas = _pieces(padded, firsts[:, 1:], half + 2 * reach)
+    energies, spectra = (
+        each.transpose(0, 1) for each in (_energies(areas, half), torch.fft.rfft(areas))
+    )
+    halves, rows = padded.unfold(-1, half, 1), torch.arange(len(padded), device=padded.device)
+    start, starts = steady[:, 0], [steady[:, 0]]
+    # A window depends on the one before: what doesn't is computed for all of them at once.
+    for spectrum, energy, first in zip(spectra, energies, firsts.T[1:], strict=True):
+        likeness = _correlation(spectrum, halves[rows, :, start + half], energy)
+        start = first + (likeness - bias).argmax(dim=-1)
+        starts.append(start)
+    return torch.stack(starts, dim=1)
 
 
 def _pieces(audio: Tensor, starts: Tensor, size: int) -> Tensor:
@@ -75,31 +83,44 @@ def _pieces(audio: Tensor, starts: Tensor, size: int) -> Tensor:
     return audio.unfold(-1, size, 1)[rows, :, starts]
 
 
-def _correlation(area: Tensor, template: Tensor) -> Tensor:
-    """Normalised correlation, over channels and time, of template and area: (R, 1, lags)."""
-    size, span = template.shape[-1], area.shape[-1]
-    spectrum = torch.fft.rfft(area) * torch.fft.rfft(template, n=span).conj()
-    product = torch.fft.irfft(spectrum, n=span)[..., : span - size + 1].sum(dim=-2)
-    energy = F.pad(area.square().sum(dim=-2).cumsum(dim=-1), (1, 0))
+def _energies(areas: Tensor, size: int) -> Tensor:
+    """Energy of each `size` samples of areas (..., C, span): (..., lags)."""
+    energy = F.pad(areas.square().sum(dim=-2).cumsum(dim=-1), (1, 0))
     energy = (energy[..., size:] - energy[..., :-size]).clamp(min=0)
-    total = energy * template.square().sum(dim=(-2, -1))[..., None]
     # A lag far quieter than the loudest would be divided by rounding noise.
-    floor = 1e-9 + 1e-6 * total.amax(dim=-1, keepdim=True)
-    return product / (total + floor).sqrt()
+    return energy + 1e-6 * energy.amax(dim=-1, keepdim=True)
+
+
+def _correlation(spectrum: Tensor, template: Tensor, energy: Tensor) -> Tensor:
+    """Correlation, over channels and time, of template (R, C, size) and the area of `spectrum`
+    (R, C, F), normalised by the template's energy and `energy` (R, lags): (R, lags)."""
+    span, lags = 2 * (spectrum.shape[-1] - 1), energy.shape[-1]
+    product = torch.fft.irfft(spectrum * torch.fft.rfft(template, n=span).conj(), n=span)
+    total = energy * template.square().sum(dim=(-2, -1))[..., None]
+    return product[..., :lags].sum(dim=-2) / (total + 1e-9).sqrt()
 
 
 def change_speed(audio: Tensor, ratio: Fraction) -> Tensor:
     """Play audio (..., T) `ratio` times as fast, pitch and all: (..., ceil(T / ratio))."""
     if ratio == 1:
         return audio
+    old = ratio.numerator
+    kernels = _kernels(ratio, audio.device, audio.dtype)
+    reach = (kernels.shape[-1] - old) // 2
+    length = math.ceil(audio.shape[-1] / ratio)
+    padded = F.pad(audio.reshape(-1, 1, audio.shape[-1]), (reach, reach + old))
+    blocks = F.conv1d(padded, kernels, stride=old)  # (rows, new, blocks)
+    return blocks.transpose(1, 2).flatten(1)[:, :length].reshape(*audio.shape[:-1], length)
+
+
+@lru_cache(maxsize=64)  # two octaves of semitones are 25 ratios
+def _kernels(ratio: Fraction, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Windowed sincs (new, 1, 2 * reach + old) that make `new` output samples of `old` ones; kept,
+    as copying them to a GPU makes the host wait."""
     old, new = ratio.numerator, ratio.denominator
     cutoff = ROLLOFF * min(1.0, new / old)  # of the input's Nyquist rate
     reach = math.ceil(ZERO_CROSSINGS / cutoff)
     # Output sample i of a block lies old / new * i input samples after the block's first.
     place = torch.arange(-reach, reach + old) - torch.arange(new)[:, None].double() * old / new
     hann = torch.cos(math.pi / 2 * (place / reach).clamp(-1, 1)).square()
-    kernels = (cutoff * torch.sinc(cutoff * place) * hann).to(audio)
-    length = math.ceil(audio.shape[-1] / ratio)
-    padded = F.pad(audio.reshape(-1, 1, audio.shape[-1]), (reach, reach + old))
-    blocks = F.conv1d(padded, kernels[:, None], stride=old)  # (rows, new, blocks)
-    return blocks.transpose(1, 2).flatten(1)[:, :length].reshape(*audio.shape[:-1], length)
+    return (cutoff * torch.sinc(cutoff * place) * hann).to(device, dtype)[:, None]

@@ -3,7 +3,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from demucs_lightning import losses
 from demucs_lightning.losses import SeparationLoss, SVDPenalty
 
 WEIGHTS = [1.0, 0.5, 2.0]
@@ -142,6 +144,84 @@ def test_estimate_never_exceeds_the_exact_value_and_nears_it():
         for seed in range(10)
     ]
     assert all(0.6 * exact < estimate <= exact * 1.0001 for estimate in estimates)
+
+
+def by_svd(matrix, dim, niters, generator):
+    """The estimate by decompositions alone."""
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
+    basis = tall @ torch.randn(tall.shape[1], dim, generator=generator)
+    basis = torch.linalg.qr(basis).Q
+    for _ in range(niters):
+        basis = torch.linalg.qr(tall @ torch.linalg.qr(tall.mT @ basis).Q).Q
+    return torch.linalg.svdvals(basis.mT @ tall)[0].square()
+
+
+@pytest.mark.parametrize("dim", [1, 2, 4])
+def test_the_estimate_is_that_of_an_svd(dim):
+    model = small_model()
+    penalty = SVDPenalty(1.0, min_size=1e-4, dim=dim)
+    generator = torch.Generator().manual_seed(3)
+    values = [by_svd(matrix, dim, 2, generator) for matrix in penalty.matrices(model)]
+    expected = torch.stack(values).sum()
+    weights = [weight for weight in model.parameters() if weight.dim() > 1]
+    gradients = torch.autograd.grad(expected, weights)
+    value = penalty(model, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(value, expected, rtol=2e-6, atol=0)
+    for found, gradient in zip(torch.autograd.grad(value, weights), gradients, strict=True):
+        assert (found - gradient).norm() < 2e-5 * gradient.norm()
+
+
+@pytest.mark.parametrize("niters", [1, 30])
+def test_weights_of_zeros_and_large_ones_have_finite_gradients(niters):
+    for value in (0.0, 1e3):
+        layer = nn.Linear(30, 40, bias=False)
+        nn.init.constant_(layer.weight, value)
+        penalty = SVDPenalty(1.0, min_size=0, niters=niters)
+        found = penalty(layer, torch.Generator().manual_seed(0))
+        found.backward()
+        assert found.item() == pytest.approx(value**2 * 1200, rel=1e-4)
+        assert layer.weight.grad is not None
+        assert layer.weight.grad.isfinite().all()
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_one_direction_needs_no_decomposition_for_which_a_host_waits():
+    with Operations() as operations:
+        SVDPenalty(1.0, min_size=1e-4)(small_model(), torch.Generator()).backward()
+    waits = [name for name in operations.names if name.startswith(("linalg_", "_linalg_"))]
+    assert set(waits) <= {"linalg_vector_norm"}
+    assert "_local_scalar_dense" not in operations.names
+
+
+def test_draws_are_on_the_device_of_the_weights_and_alike_on_every_process(monkeypatch):
+    made = []
+
+    class Elsewhere:
+        def __init__(self, device):
+            self.device = device
+
+        def manual_seed(self, seed):
+            made.append((str(self.device), seed))
+            return self
+
+    ranks = [torch.Generator().manual_seed(5) for _ in range(2)]
+    monkeypatch.setattr(losses, "Generator", Elsewhere)
+    for rank in ranks:
+        assert losses._on(torch.device("cpu"), rank) is rank
+        for _ in range(2):
+            assert losses._on(torch.device("cuda:1"), rank).device == torch.device("cuda:1")
+    assert made[:2] == made[2:]
+    assert made[0][0] == "cuda:1"
+    assert made[0][1] != made[1][1]  # each step has its own
 
 
 def test_small_weights_and_vectors_do_not_count():

@@ -4,6 +4,7 @@ from fractions import Fraction
 import pytest
 import scipy.signal
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from demucs_lightning.repitch import change_speed, repitch, stretch
 
@@ -105,3 +106,40 @@ def test_change_of_speed_against_exact_tones(ratio):
 def test_speeding_up_does_not_alias():
     high = torch.sin(2 * math.pi * 8500 * torch.arange(RATE).double() / RATE)
     assert change_speed(high, Fraction(3, 2))[200:-200].abs().max() < 2e-3
+
+
+class Kernels(TorchDispatchMode):
+    """Names of what computes or copies."""
+
+    VIEWS = {"view", "slice", "select", "transpose", "unsqueeze", "squeeze", "alias", "unbind"}
+    VIEWS |= {"as_strided", "unfold", "_conj", "t", "detach", "expand", "permute", "unsafe_view"}
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if (name := func.overloadpacket.__name__) not in self.VIEWS:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_window_costs_few_kernels():
+    audio = torch.randn(2, 2, RATE, generator=torch.Generator().manual_seed(0))
+    counts = []
+    for length in (WINDOW, 6 * WINDOW):  # 10 windows more
+        with Kernels() as kernels:
+            stretch(audio, torch.tensor([0.9, 1.1]), length=length, window=WINDOW)
+        counts.append(len(kernels.names))
+    assert counts[1] - counts[0] <= 10 * 18
+
+
+def test_the_kernels_of_a_speed_are_made_once_for_each_type():
+    audio, ratio = torch.randn(2, 1000), Fraction(44, 37)
+    expected = change_speed(audio, ratio)
+    with Kernels() as kernels:
+        again = change_speed(audio, ratio)
+        change_speed(audio.double(), Fraction(53, 50))
+    assert torch.equal(again, expected)
+    assert kernels.names.count("sinc") == 1  # of the new ratio
+    assert change_speed(audio.double(), ratio).dtype == torch.float64
