@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+Places = list[tuple[str, dict[str, Any], str]]
 
 
 class ModelEMA:
@@ -42,7 +45,7 @@ class ModelEMA:
         if self.unbias:
             self.count = self.count * self.decay + 1
             weight = 1 / self.count
-        values = _floats(model)
+        values = _current(model)
         averages = [self.state[key] for key in values]
         news = [value.to(average) for value, average in zip(values.values(), averages, strict=True)]
         torch._foreach_lerp_(averages, news, weight)  # as torch.optim.swa_utils: one kernel for all
@@ -68,6 +71,38 @@ class ModelEMA:
             key: value.to(self.device or value.device, copy=True)
             for key, value in state["state"].items()
         }
+
+
+def _current(model: nn.Module) -> dict[str, Tensor]:
+    """`_floats`, read from where the modules keep it: a state dict takes milliseconds to build,
+    at every step. What is put in another's place there is seen; modules that come later are not.
+    """
+    if model not in _places:
+        _places[model] = _find(model)
+    places = _places[model]
+    if places is None:
+        return _floats(model)
+    return {key: owner[name].detach() for key, owner, name in places}
+
+
+_places: WeakKeyDictionary[nn.Module, Places | None] = WeakKeyDictionary()
+
+
+def _find(model: nn.Module) -> Places | None:
+    """The key and place of every floating-point tensor of the state dict; None where a module makes
+    its own, as those that FSDP has divided do.
+    """
+    places: Places = []
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        own = type(module)._save_to_state_dict is not nn.Module._save_to_state_dict
+        if own or module._state_dict_hooks or module._state_dict_pre_hooks:
+            return None
+        for owner in (module._parameters, module._buffers):
+            for name, value in owner.items():
+                floats = value is not None and value.is_floating_point()
+                if floats and name not in module._non_persistent_buffers_set:
+                    places.append((f"{prefix}.{name}".removeprefix("."), owner, name))
+    return places
 
 
 def _floats(model: nn.Module) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ class LitSeparator(ScoredModule):
         loss, per_source = self.criterion(estimates.to(stems), stems)
         parts = {"loss": loss.detach(), **dict(zip(self.model.sources, per_source, strict=True))}
         if self.penalty is not None and self.penalty.penalty > 0:
-            # Drawn on the CPU and alike on every process, as SVDPenalty asks.
+            # On the CPU and alike on every process, as SVDPenalty asks.
             parts["svd"] = svd = self.penalty(self.model, Generator().manual_seed(fold_seed(*step)))
             loss = loss + self.penalty.penalty * svd
         self.log("train/loss_step", parts["loss"])
@@ -73,8 +73,9 @@ class LitSeparator(ScoredModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        # Lightning clips no gradient of a fused optimizer under fp16.
-        optimizer = self.optim.optimizer(self.model, fused=self.trainer.precision != "16-mixed")
+        # Under fp16 Lightning clips no gradient of a fused optimizer, which unscales them itself.
+        clips = self.trainer.precision == "16-mixed" and bool(self.trainer.gradient_clip_val)
+        optimizer = self.optim.optimizer(self.model, fused=not clips)
         scheduler = self.optim.scheduler(optimizer, lambda: steps_of(self.trainer))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import demucs.ema
 import pytest
 import torch
@@ -90,6 +92,64 @@ def test_swapped_is_undone_even_after_an_error():
     with pytest.raises(RuntimeError, match="stop"):
         evaluate()
     assert all(torch.equal(value, own[key]) for key, value in model.state_dict().items())
+
+
+class Tied(nn.Module):
+    """Shares a layer, and keeps what is not in its state dict, or no float."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 3, bias=False)
+        self.second = nn.Sequential(self.first, nn.BatchNorm1d(3))
+        self.register_buffer("scratch", torch.ones(3), persistent=False)
+        self.register_buffer("mean", torch.ones(3))
+        self.register_parameter("none", None)
+
+
+@pytest.mark.parametrize("make", [small_model, Tied])
+def test_a_step_reads_the_state_without_building_it(make, monkeypatch):
+    model, ema = make(), ModelEMA(0.9)
+    ema.update(model)
+    floats = {key for key, value in model.state_dict().items() if value.is_floating_point()}
+    assert set(ema.state) == floats
+    train_a_step(model)
+    before = {key: value.clone() for key, value in ema.state.items()}
+    news = model.state_dict()
+    monkeypatch.delattr(nn.Module, "state_dict")
+    ema.update(model)
+    for key, value in ema.state.items():
+        torch.testing.assert_close(value, before[key].lerp(news[key], 1 / 1.9))
+
+
+def test_weights_that_are_replaced_are_seen():
+    model: Any = small_model()
+    ema = ModelEMA(0.0)  # the last model alone
+    ema.update(model)
+    other: Any = small_model().requires_grad_(False)
+    train_a_step(other)
+    model.load_state_dict(other.state_dict(), assign=True)
+    ema.update(model)
+    assert torch.equal(ema.state["0.weight"], other[0].weight)
+    model.double()
+    with torch.no_grad():
+        model[0].weight.fill_(3.0)
+    ema.update(model)
+    assert (ema.state["0.weight"] == 3).all()
+    with ema.swapped(model):
+        assert (model[0].weight == 3).all()
+
+
+def test_a_module_that_makes_its_own_state_is_asked_for_it():
+    def halved(module, state, prefix, metadata):
+        state[f"{prefix}weight"] = state[f"{prefix}weight"] / 2
+
+    model: Any = nn.Sequential(nn.Linear(1, 1))
+    ema = ModelEMA(0.0)
+    model[0]._register_state_dict_hook(halved)
+    for value in (2.0, 6.0):
+        nn.init.constant_(model[0].weight, value)
+        ema.update(model)
+        assert ema.state["0.weight"].item() == value / 2
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1, float("nan")])

@@ -1,13 +1,15 @@
-"""Which learning rate and weight decay each parameter gets."""
+"""Which learning rate and weight decay each parameter gets, and when."""
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from demucs_lightning.models import HDemucs, HTDemucs
-from demucs_lightning.optim import Optimization
+from demucs_lightning.optim import Optimization, steps_of
 
 SMALL: Any = {"sources": ["a", "b"], "channels": 4, "nfft": 512, "depth": 2, "dconv_comp": 2}
 
@@ -87,3 +89,43 @@ def test_a_setting_without_effect_is_said(name: str, caplog: pytest.LogCaptureFi
 def test_out_of_range(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Optimization(**settings)
+
+
+def test_learning_rates_over_time() -> None:
+    plain = Optimization()
+    assert [plain.factor(step, 100) for step in (0, 50, 100)] == [1, 1, 1]
+    warm = Optimization(warmup=4)
+    assert [warm.factor(step, 100) for step in range(6)] == pytest.approx(
+        [0.2, 0.4, 0.6, 0.8, 1, 1]
+    )
+    cosine = Optimization(schedule="cosine")
+    assert [cosine.factor(step, 100) for step in (0, 50, 100, 120)] == pytest.approx([1, 0.5, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "max_steps", "accumulate", "expected"),
+    [
+        (10, -1, 1, 70),
+        (10, 50, 1, 50),
+        (10, -1, 2, 40),
+        (None, 50, 1, 50),
+        (-1, -1, 1, float("inf")),
+    ],
+)
+def test_steps_of_a_run(max_epochs: Any, max_steps: int, accumulate: int, expected: float) -> None:
+    trainer = SimpleNamespace(
+        max_epochs=max_epochs,
+        max_steps=max_steps,
+        accumulate_grad_batches=accumulate,
+        num_training_batches=7,
+    )
+    assert steps_of(trainer) == expected
+
+
+def test_the_optimizer_has_its_settings() -> None:
+    made = Optimization(optim="adamw", lr=0.1, betas=(0.5, 0.6), weight_decay=0.3).optimizer(
+        torch.nn.Linear(1, 1)
+    )
+    assert isinstance(made, torch.optim.AdamW)
+    group = made.param_groups[0]
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.1, (0.5, 0.6), 0.3)

@@ -13,14 +13,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from demucs_lightning import pretrained, scores
+from demucs_lightning import pretrained
 from demucs_lightning.callbacks import AtomicIO, Checkpoints, FiniteGuard, NonFiniteLoss, Progress
 from demucs_lightning.commands import settings
 from demucs_lightning.commands import train as training
 from demucs_lightning.data import MusdbHQ
 from demucs_lightning.metrics import new_sdr
 from demucs_lightning.models import Demucs
-from demucs_lightning.optim import Optimization, steps_of
 from demucs_lightning.separation import separate
 from demucs_lightning.training import LitSeparator
 
@@ -329,76 +328,23 @@ def test_the_bar_can_be_switched_off() -> None:
     assert not bar.enabled
 
 
-def test_learning_rates_over_time() -> None:
-    plain = Optimization()
-    assert [plain.factor(step, 100) for step in (0, 50, 100)] == [1, 1, 1]
-    warm = Optimization(warmup=4)
-    assert [warm.factor(step, 100) for step in range(6)] == pytest.approx(
-        [0.2, 0.4, 0.6, 0.8, 1, 1]
-    )
-    cosine = Optimization(schedule="cosine")
-    assert [cosine.factor(step, 100) for step in (0, 50, 100, 120)] == pytest.approx([1, 0.5, 0, 0])
-
-
 @pytest.mark.parametrize(
-    ("max_epochs", "max_steps", "accumulate", "expected"),
+    ("precision", "clip", "fused"),
     [
-        (10, -1, 1, 70),
-        (10, 50, 1, 50),
-        (10, -1, 2, 40),
-        (None, 50, 1, 50),
-        (-1, -1, 1, float("inf")),
+        ("16-mixed", 1.0, False),
+        ("16-mixed", 0.0, True),
+        ("16-mixed", None, True),
+        ("bf16-mixed", 1.0, True),
+        ("32-true", 1.0, True),
     ],
 )
-def test_steps_of_a_run(max_epochs: Any, max_steps: int, accumulate: int, expected: float) -> None:
-    trainer = SimpleNamespace(
-        max_epochs=max_epochs,
-        max_steps=max_steps,
-        accumulate_grad_batches=accumulate,
-        num_training_batches=7,
-    )
-    assert steps_of(trainer) == expected
-
-
-def test_the_optimizer_has_its_settings() -> None:
-    made = Optimization(optim="adamw", lr=0.1, betas=(0.5, 0.6), weight_decay=0.3).optimizer(
-        torch.nn.Linear(1, 1)
-    )
-    assert isinstance(made, torch.optim.AdamW)
-    group = made.param_groups[0]
-    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.1, (0.5, 0.6), 0.3)
-
-
-@pytest.fixture
-def rows() -> list[scores.Score]:
-    nan = float("nan")
-    return [
-        scores.Score("one", "weights", 1.0, {"a": 2.0, "b": nan}),
-        scores.Score("two", "weights", 3.0, {"a": 4.0, "b": 5.0}),
-        scores.Score("two", "ema", 3.0, {"a": 6.0, "b": 6.0}),
-    ]
-
-
-def test_averages_leave_out_sources_that_a_track_lacks(rows: list[scores.Score]) -> None:
-    means = scores.by_candidate(rows)
-    assert means["weights"] == {"loss": 2.0, "nsdr_a": 3.0, "nsdr_b": 5.0, "nsdr": 4.0}
-    assert means["ema"]["nsdr"] == 6.0
-    stems = torch.stack([torch.randn(2, 100), torch.zeros(2, 100)])[None]
-    batch = {"stems": stems - 0.1, "silent": torch.tensor([False, True]), "track": ["one"]}
-    found = scores.score_sources(batch, batch["stems"] * 0.9, ["a", "b"])
-    assert found["a"] == pytest.approx(20, abs=1e-3)
-    assert found["b"] != found["b"]  # NaN
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_an_output_that_is_not_finite_is_not_a_missing_source(value: float) -> None:
-    stems = torch.randn(1, 2, 2, 100)
-    batch = {"stems": stems, "silent": torch.tensor([False, True]), "track": ["Some Song"]}
-    estimates = stems.clone()
-    estimates[0, 1, 0, 5] = value
-    message = "The model's output for track 'Some Song' is not finite"
-    with pytest.raises(ValueError, match=message):
-        scores.score_sources(batch, estimates, ["a", "b"])
+def test_only_clipping_under_fp16_does_without_the_fused_optimizer(
+    precision: str, clip: float | None, fused: bool
+) -> None:
+    lit = module()
+    lit._trainer = SimpleNamespace(precision=precision, gradient_clip_val=clip)
+    (optimizer,), _ = lit.configure_optimizers()
+    assert bool(optimizer.defaults["fused"]) == fused
 
 
 def test_validation_and_test_leave_out_silent_sources() -> None:
@@ -412,22 +358,3 @@ def test_validation_and_test_leave_out_silent_sources() -> None:
     (row,) = lit.scores
     missing = [value != value for value in row.nsdr.values()]
     assert missing == silent.tolist()
-
-
-def test_the_table_has_a_line_for_each_track(rows: list[scores.Score]) -> None:
-    lines = scores.table(rows[:2]).splitlines()
-    assert [line.split() for line in lines] == [
-        ["nSDR", "(dB)", "a", "b", "mean"],
-        ["one", "2.00", "nan", "2.00"],
-        ["two", "4.00", "5.00", "4.50"],
-        ["median", "3.00", "5.00", "4.00"],
-        ["mean", "3.00", "5.00", "4.00"],
-    ]
-
-
-def test_a_specialist_aims_at_its_source() -> None:
-    names = ["drums", "bass", "vocals"]
-    assert scores.aim(names, [1.0, 1.0, 0.5]) == "nsdr"
-    assert scores.aim(names, [0.0, 0.0, 0.3]) == "nsdr_vocals"
-    assert scores.aim(names, [1.0]) == "nsdr"  # one weight is for all
-    assert scores.aim(["vocals"], [1.0]) == "nsdr"

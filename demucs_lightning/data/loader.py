@@ -58,8 +58,10 @@ class TrainingLoader:
         return read_ahead(self._load, places, threads=self.threads)
 
     def _load(self, indices: Sequence[int]) -> Any:
-        own = isinstance(self.dataset, Extracts)
-        batch = self.dataset.batch(indices) if own else collate([self.dataset[i] for i in indices])
+        if isinstance(self.dataset, Extracts):
+            batch = self.dataset.batch(indices, pin=self.pin)
+        else:
+            batch = collate([self.dataset[index] for index in indices])
         return {key: _pinned(value) for key, value in batch.items()} if self.pin else batch
 
     def state_dict(self) -> dict[str, int]:
@@ -96,4 +98,5 @@ class TrackLoader:
 
 
 def _pinned(value: Any) -> Any:
+    """A tensor in pinned memory, itself if it is there."""
     return value.pin_memory() if isinstance(value, Tensor) else value

@@ -5,9 +5,11 @@ import time
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from demucs_lightning.data import MusdbHQ, collate
 from demucs_lightning.data.loader import TrainingLoader, read_ahead
@@ -33,6 +35,29 @@ def test_batches_are_the_items_in_the_order_of_the_sampler(dataset: MusdbHQ, thr
         assert batch["stems"].stride() == expected["stems"].stride()  # interleaved as in the files
         assert torch.equal(batch["mean"], expected["mean"])
         assert batch["track"] == expected["track"]
+
+
+def test_a_batch_for_a_gpu_is_read_into_pinned_memory(
+    dataset: MusdbHQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[Tensor] = []
+    plain = torch.empty
+
+    def empty(*args: Any, pin_memory: bool = False, **kwargs: Any) -> Tensor:
+        made = plain(*args, **kwargs)
+        if pin_memory:
+            pinned.append(made)
+        return made
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)  # of what is pinned already
+    order = ExtractOrder(len(dataset), 4, seed=3)
+    expected = next(iter(TrainingLoader(dataset, order)))
+    assert not pinned
+    stems = next(iter(TrainingLoader(dataset, order, pin=True)))["stems"]
+    assert stems.data_ptr() in {tensor.data_ptr() for tensor in pinned}
+    assert torch.equal(stems, expected["stems"])
+    assert stems.stride() == expected["stems"].stride()
 
 
 def test_other_data_sets_need_only_items(dataset: MusdbHQ) -> None:
