@@ -9,11 +9,13 @@ is.
 
 import ctypes
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 CHOICES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+GPU_CHOICES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 # The numbers of malloc.h, with the values while freed memory is kept (all blocks from the heap, and
 # none of it returned), and those that glibc comes to by itself in a program with large blocks.
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
@@ -27,6 +29,9 @@ def own_process() -> None:
     # A thread that waits by spinning takes the core from the one it waits for: a step was ten times
     # slower on a busy machine (benchmarks/NOTES.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A GPU's memory in segments that grow: what is free in several small ones serves no large one.
+    if sys.platform == "linux" and not any(name in os.environ for name in GPU_CHOICES):
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # of any torch
     keep_freed_memory()
 
 

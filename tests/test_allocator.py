@@ -146,6 +146,26 @@ def test_the_choice_of_the_user_stays(monkeypatch, name):
     assert not allocator.keep_freed_memory()
 
 
+@pytest.mark.parametrize(
+    ("system", "chosen", "expected"),
+    [
+        ("linux", {}, "expandable_segments:True"),
+        ("linux", {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native"),
+        ("linux", {"PYTORCH_ALLOC_CONF": "backend:native"}, None),
+        ("linux", {"PYTORCH_HIP_ALLOC_CONF": ""}, None),
+        ("win32", {}, None),
+        ("darwin", {}, None),
+    ],
+)
+def test_memory_of_a_gpu_lies_in_segments_that_grow(monkeypatch, system, chosen, expected):
+    environment = dict(chosen)
+    monkeypatch.setattr(allocator.os, "environ", environment)
+    monkeypatch.setattr(allocator.sys, "platform", system)
+    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: False)
+    allocator.own_process()
+    assert environment.get("PYTORCH_CUDA_ALLOC_CONF") == expected
+
+
 @pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
 def test_systems_without_it(monkeypatch, error):
     def load(name):

@@ -14,6 +14,7 @@ from torch import distributed
 from demucs_lightning.commands import INTERRUPTED
 from demucs_lightning.commands.advice import OUT_OF_MEMORY
 from demucs_lightning.scale.launch import current
+from demucs_lightning.separation.memory import is_memory
 
 # Exceptions of packages that take seconds to load: where they aren't loaded, nobody raises them.
 OF_SETTINGS = {
@@ -22,9 +23,6 @@ OF_SETTINGS = {
     "lightning.pytorch.utilities.exceptions": "MisconfigurationException",
 }
 
-
-# What torch writes where memory ran out: of the machine, or of a GPU in one of its libraries.
-FULL = ("DefaultCPUAllocator: ", "ALLOC_FAILED", "CUDA error: out of memory")
 ASKED = re.compile(r"tried to allocate ([\d.]+) (\w+)", re.IGNORECASE)
 CAPACITY = re.compile(r"total capacity of ([\d.]+ \w+)")
 
@@ -52,11 +50,11 @@ def explained(memory: Callable[[], str] | None = None) -> Iterator[None]:
         sys.exit(INTERRUPTED)
     except (*mistakes(), RuntimeError) as error:
         cause = _cause(error)
-        known = isinstance(cause, mistakes()) or _is_memory(cause)
+        known = isinstance(cause, mistakes()) or is_memory(cause)
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not known:
             raise
-        said = memory() if memory and _is_memory(cause) else sentence(cause)
-        said += _lacked(cause) if _is_memory(cause) else ""
+        said = memory() if memory and is_memory(cause) else sentence(cause)
+        said += _lacked(cause) if is_memory(cause) else ""
         if not _is_said():
             print("\n".join([f"error: {_who(cause)}{said}", *notes(error)]), file=sys.stderr)
         sys.exit(1)
@@ -65,12 +63,6 @@ def explained(memory: Callable[[], str] | None = None) -> Iterator[None]:
 def notes(error: BaseException) -> list[str]:
     """What was added to the exception on its way, which Python prints below a traceback."""
     return getattr(error, "__notes__", [])
-
-
-def _is_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of a GPU or, which has no exception of its own, of the machine."""
-    said = isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
-    return isinstance(error, torch.OutOfMemoryError) or said
 
 
 def _lacked(error: BaseException) -> str:
@@ -102,7 +94,7 @@ def _who(error: BaseException) -> str:
 
 def sentence(error: BaseException) -> str:
     """What to tell the user."""
-    if _is_memory(error):
+    if is_memory(error):
         return OUT_OF_MEMORY
     text = str(error).strip()
     if (

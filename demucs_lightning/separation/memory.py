@@ -17,6 +17,14 @@ MOST_SECONDS = 120  # of audio in a batch: a device has enough to do, and the ho
 TOGETHER_SECONDS = 20  # of audio that a CPU takes at once for the sake of an LSTM
 SPARE = 0.8  # share of the free memory that is used
 SHORTEST = 1.0  # seconds of a chunk below which less memory is no longer tried
+# What torch writes where memory ran out: of the machine, or of a GPU in one of its libraries.
+FULL = ("DefaultCPUAllocator: ", "ALLOC_FAILED", "CUDA error: out of memory")
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a GPU or, which has no exception of its own, of the machine."""
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
+    return isinstance(error, torch.OutOfMemoryError) or said
 
 
 class Need(NamedTuple):
@@ -74,7 +82,9 @@ def measured(model: Any, chunk: int) -> Need | None:
     try:
         with torch.no_grad():
             model(silence)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_memory(error):
+            raise
         return None
     used = torch.cuda.max_memory_allocated(device) - before
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -105,10 +115,12 @@ class Sparing:
                     return self.model(windows)
                 pieces = windows.split(self.most or len(windows))
                 return torch.cat([self._estimates(piece) for piece in pieces])
-            except torch.OutOfMemoryError:
-                if not self._spare(*windows.shape[::2]):
+            except RuntimeError as error:
+                if not is_memory(error) or not self._spare(*windows.shape[::2]):
                     raise
-            # The next attempt starts here, where the error no longer holds on to its tensors.
+            # The next attempt starts here, where the error no longer holds on to its tensors. What
+            # torch keeps of freed memory goes back: libraries of a GPU take theirs beside it.
+            torch.cuda.empty_cache()
 
     def _estimates(self, windows: Tensor) -> Tensor:
         if self.segment is None:

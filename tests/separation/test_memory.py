@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from demucs_lightning.separation import BagOfModels, Replicas, fitting_batch, separate, stream
-from demucs_lightning.separation.memory import Need
+from demucs_lightning.separation.memory import Need, is_memory
 from tests.separation.standins import Identity, Placed, noise, stems_of
 
 ROOT = Path(__file__).parents[2]
@@ -60,22 +60,33 @@ def test_each_device_has_its_batch():
     assert fitting_batch(replicas, 10_000, measure=need(100, 500)) == 12
 
 
+LACKING = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB.")
+OF_LIBRARIES = [  # and of the machine
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuFFT error: CUFFT_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
+]
+
+
 class Hungry(Placed):
     """Out of memory above so many samples at once."""
 
-    def __init__(self, most, **settings):
+    def __init__(self, most, *, error=LACKING, **settings):
         super().__init__(**settings)
-        self.most, self.tried = most, []
+        self.most, self.error, self.tried = most, error, []
 
     def forward(self, mixture):
         self.tried.append((len(mixture), mixture.shape[-1]))
         if len(mixture) * mixture.shape[-1] > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB.")
+            raise self.error
         return super().forward(mixture)
 
 
-def test_out_of_memory_makes_smaller_batches_with_the_same_result(caplog):
-    model, mixture = Hungry(250), noise(1, 2, 2000)
+@pytest.mark.parametrize("error", [LACKING, *map(RuntimeError, OF_LIBRARIES)])
+def test_out_of_memory_makes_smaller_batches_with_the_same_result(caplog, error):
+    model, mixture = Hungry(250, error=error), noise(1, 2, 2000)
     with caplog.at_level(logging.WARNING):
         estimates = separate(model, mixture, batch_size=8)
     assert torch.equal(estimates, separate(Placed(), mixture))
@@ -108,6 +119,14 @@ def test_out_of_memory_makes_shorter_segments_in_the_end(caplog, fixed):
 def test_out_of_memory_for_good_is_said():
     with pytest.raises(torch.OutOfMemoryError, match="7 GiB"):
         separate(Hungry(500, segment=4.0), noise(1, 2, 9000), batch_size=2)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a wrong shape"), ValueError("ALLOC_FAILED")])
+def test_another_error_is_no_lack_of_memory(error, caplog):
+    assert not is_memory(error)
+    with pytest.raises(type(error), match=str(error)):
+        separate(Hungry(250, error=error), noise(1, 2, 2000), batch_size=8)
+    assert not caplog.records
 
 
 def test_a_bag_that_streams_makes_do_too():
