@@ -1,9 +1,8 @@
 """Train a separator: python train.py --help."""
 
 from demucs_lightning.allocator import own_process
+from demucs_lightning.commands import loaded
 
 if __name__ == "__main__":
     own_process()  # before torch is loaded
-    from demucs_lightning.commands.train import main
-
-    main()
+    loaded("train").main()

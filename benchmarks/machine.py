@@ -8,6 +8,8 @@ from types import ModuleType
 
 import torch
 
+from demucs_lightning.separator.hardware import devices_of
+
 
 def cpu_model() -> str:
     info = Path("/proc/cpuinfo")
@@ -17,8 +19,11 @@ def cpu_model() -> str:
 
 
 def describe(device: str, *modules: ModuleType) -> str:
-    """Two lines: date, processor and threads; versions of Python, torch and ``modules``."""
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else cpu_model()
+    """Two lines: date, processor and threads; versions of Python, torch and ``modules``. Raises
+    ValueError for a device that this machine lacks.
+    """
+    (found,) = devices_of(device)
+    name = torch.cuda.get_device_name(found) if found.type == "cuda" else cpu_model()
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
     versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
     versions += [f"{module.__name__} {module.__version__}" for module in modules]

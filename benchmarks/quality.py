@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 from recipes import SAMPLERATE, SOURCES, Ours, Recipe, Reference, same_weights
 from torch import nn
 
+from demucs_lightning.commands.explain import explained
 from demucs_lightning.data import MusdbHQ
 from demucs_lightning.data.demo import DemoSongs
 from demucs_lightning.ema import ModelEMA
@@ -133,6 +134,17 @@ def picture(runners: list[Runner], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def data_of(args: Any) -> tuple[Any, Any]:
+    """Extracts to train with, and tracks to score. Raises ValueError or FileNotFoundError where the
+    songs, or the folder for the picture, are not there.
+    """
+    for option, folder in (("--data", args.data), ("--out", args.out.absolute().parent)):
+        if folder and not folder.is_dir():
+            raise ValueError(f"{option}: there is no folder {folder}.")
+    dset: Any = partial(MusdbHQ, args.data) if args.data else partial(DemoSongs, args.songs)
+    return dset(subset="training", segment=args.segment, shift=0.5), dset(subset="test")
+
+
 def runners_of(extracts: Any, args: Any) -> list[Runner]:
     recipe = Recipe(
         batch_size=args.batch_size,
@@ -186,10 +198,9 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    print(describe(args.device, demucs))
-    dset: Any = partial(MusdbHQ, args.data) if args.data else partial(DemoSongs, args.songs)
-    extracts = dset(subset="training", segment=args.segment, shift=0.5)
-    tracks = dset(subset="test")
+    with explained():
+        print(describe(args.device, demucs))
+        extracts, tracks = data_of(args)
     songs = [tracks[index] for index in range(min(args.held_out, len(tracks)))]
     runners = runners_of(extracts, args)
     print(f"nSDR of {len(songs)} held-out songs" + "".join(f"{r.name:>24}" for r in runners))

@@ -60,10 +60,10 @@ class Ours:
         recipe: Recipe,
         *,
         precision: str = "fp32",
-        compile: bool = False,
+        compile: str | None = None,
     ) -> None:
         self.model, self.recipe = model.to(recipe.device).train(), recipe
-        self.call: Any = Compiled(model) if compile else model
+        self.call: Any = Compiled(model, compile) if compile else model
         self.precision, self.loss, self.number = precision, SeparationLoss().to(recipe.device), 0
         self.augment = Augmentation(
             SAMPLERATE, shift=recipe.shift, remix={"group_size": recipe.group_size}

@@ -7,15 +7,15 @@ take.
 
 A step is everything that training does for it: reading extracts, augmentation, forward, loss,
 backward, optimizer (see recipes.py). This project's steps run with every setting of `memory`, in
-fp32 and in bf16, eager or with `--compile`; the reference's classes run in the reference's recipe,
-in fp32. All start from the same weights and read the same songs of noise. The sides of a round
-follow each other, the reference in a process of its own, and every second round goes the other way
-round. The first step of a turn is not counted. Figures are medians.
+fp32 and in bf16, eager and as `--compile` says; the reference's classes run in the reference's
+recipe, in fp32. All start from the same weights and read the same songs of noise. The sides of a
+round follow each other, the reference in a process of its own, and every second round goes the
+other way round. The first step of a turn is not counted. Figures are medians.
 
-Memory is what the first two steps add: peak of torch's allocations on a GPU, growth of the process
-on a CPU. Utilisation is the floating-point operations of the reference's forward and backward pass,
-nothing that is computed again, in a second, over what a large matrix product reaches in the same
-precision. 360 epochs are of 18,368 extracts.
+Memory is what a side takes at most, from its weights to its second step: peak of torch's
+allocations on a GPU, growth of the process on a CPU. Utilisation is the floating-point operations
+of the reference's forward and backward pass, nothing that is computed again, in a second, over what
+a large matrix product reaches in the same precision. 360 epochs are of 18,368 extracts.
 """
 
 import argparse
@@ -43,6 +43,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from demucs_lightning.allocator import kept
+from demucs_lightning.commands.explain import explained
+from demucs_lightning.compiled import MAKERS
 from demucs_lightning.data import MusdbHQ
 from demucs_lightning.models import Demucs, HDemucs, HTDemucs
 
@@ -63,6 +65,7 @@ TABLE = (  # of the project's first issue, with the peak in MB that was publishe
     ("batch_size=1 data_augmentation=False segment=6 model=Demucs", 6_175),
     ("experiment=low_memory model=HDemucs", None),
 )
+COMPILED = {None: "", "true": " compiled", "cudagraphs": " cudagraphs"}
 MB = 2**20
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
@@ -170,22 +173,26 @@ def own_sides(name: str, extracts: Any, recipe: Recipe, args: Any) -> Iterator[t
         extra = {"memory": memory} if len(memory_settings()) > 1 else {}
         build = partial(own, SOURCES, **kwargs, **extra)
         for precision in args.precisions:
-            for compiled in (False, True) if args.compile else (False,):
-                label = f"{memory} {precision}{' compiled' if compiled else ''}"
-                yield label, partial(_ours, build, extracts, recipe, precision, compiled)
+            for kind in (None, *args.compile):
+                label = f"{memory} {precision}{COMPILED[kind]}"
+                yield label, partial(_ours, build, extracts, recipe, precision, kind)
 
 
-def _ours(build: Any, extracts: Any, recipe: Recipe, precision: str, compiled: bool) -> Ours:
-    return Ours(same_weights(build), extracts, recipe, precision=precision, compile=compiled)
+def _ours(build: Any, extracts: Any, recipe: Recipe, precision: str, kind: str | None) -> Ours:
+    return Ours(same_weights(build), extracts, recipe, precision=precision, compile=kind)
 
 
-def first_steps(side: Any, device: str) -> int:
-    """The memory that two steps add at most; the second has the optimizer's state."""
+def begun(make: Callable[[], Any], device: str) -> Any:
+    """A side that has made two steps, the second with the optimizer's state, and its ``peak``: the
+    most memory that it has taken, its weights among it.
+    """
     peak = Peak(device)
+    side = make()
     side.step()
     side.step()
     wait(device)
-    return peak.read()
+    side.peak = peak.read()
+    return side
 
 
 def compare(name: str, extracts: Any, recipe: Recipe, args: Any) -> list[str]:
@@ -193,13 +200,14 @@ def compare(name: str, extracts: Any, recipe: Recipe, args: Any) -> list[str]:
     build = partial(MODELS[name][1], SOURCES, **MODELS[name][2])
     how = recipe.device, args.repeats, args.clock
     peaks: dict[str, int] = {}
-    with Aside(reference_side, build, extracts, recipe, torch.get_num_threads()) as reference:
-        peaks["reference fp32"] = reference.ask(first_steps, recipe.device)
+    theirs = partial(reference_side, build, extracts, recipe, torch.get_num_threads())
+    with Aside(begun, theirs, recipe.device) as reference:
+        peaks["reference fp32"] = reference.ask(getattr, "peak")
         work = reference.ask(operations, recipe, args.segment) * recipe.batch_size
         turns = {"reference fp32": partial(reference.ask, turn, *how)}
         for label, make in own_sides(name, extracts, recipe, args):
-            side = make()
-            peaks[label] = first_steps(side, recipe.device)
+            side = begun(make, recipe.device)
+            peaks[label] = side.peak
             turns[label] = partial(turn_here, side, *how)
         seconds = in_turns(turns, args.rounds)
     rates = {each: matmul_rate(each, recipe.device, CLOCKS[args.clock]) for each in PRECISIONS}
@@ -248,7 +256,9 @@ def arguments(argv: list[str] | None = None) -> Any:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--memory", nargs="+", choices=MEMORY, default=list(memory_settings()))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--compile", action="store_true", help="compiled too")
+    parser.add_argument(
+        "--compile", nargs="*", choices=MAKERS, default=[], help="as the setting compile, too"
+    )
     parser.add_argument("--segment", type=float, default=11.0, help="seconds of an extract")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
@@ -273,7 +283,8 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    print(describe(args.device, demucs))
+    with explained():
+        print(describe(args.device, demucs))
     if args.table:
         for line in table(args):
             print(line, flush=True)

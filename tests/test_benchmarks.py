@@ -111,6 +111,49 @@ def test_peak_memory_is_what_came_on_top(modules: Any) -> None:
     assert 0.8 * size < peak.read() < 3 * size
 
 
+def test_the_peak_of_a_side_has_its_weights(modules: Any) -> None:
+    size = 64 * 2**20
+
+    class Side:
+        def __init__(self) -> None:
+            self.weights, self.steps = mmap.mmap(-1, size), 0
+            self.weights.write(bytes(size))
+
+        def step(self) -> None:
+            self.steps += 1
+
+    side = modules.train_step.begun(Side, "cpu")
+    assert side.steps == 2
+    assert 0.8 * size < side.peak < 3 * size
+
+
+@pytest.mark.parametrize(
+    ("script", "line", "said"),
+    [
+        ("train_step", ["--device", "cuda"], "device is cuda: this machine has no CUDA device."),
+        ("quality", ["--device", "cuda"], "device is cuda: this machine has no CUDA device."),
+        ("quality", ["--data", "{}/none"], "--data: there is no folder {}/none."),
+        ("quality", ["--out", "{}/none/a.png"], "--out: there is no folder {}/none."),
+        ("quality", ["--data", "{}"], "No training tracks of MUSDB18-HQ: "),
+    ],
+)
+def test_mistakes_end_in_one_sentence(  # noqa: PLR0913
+    modules: Any,
+    script: str,
+    line: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        getattr(modules, script).main([word.format(tmp_path) for word in line])
+    assert stop.value.code == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: {said.format(tmp_path)}")
+
+
 def test_turns_and_their_medians(modules: Any) -> None:
     seen: list[str] = []
     turns = {name: lambda name=name: float(seen.append(name) or len(seen)) for name in "ab"}

@@ -83,10 +83,28 @@ def test_a_second_run_of_a_slurm_job_leaves_the_first_alone(
     try:
         with pytest.raises(ValueError, match="holds another run of this Slurm job: give this one"):
             ending.continued(cfg, tmp_path)
-        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-        assert ending.continued(cfg, tmp_path).resume_checkpoint == str(last)
+        for count in ("1", "2"):
+            monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+            assert ending.continued(cfg, tmp_path).resume_checkpoint == str(last)
+            with pytest.raises(ValueError, match="holds another run of this Slurm job"):
+                ending.continued(cfg, tmp_path)  # a second command of the script
     finally:
         signal.signal(signal.SIGUSR1, usual)
+
+
+def test_torchrun_starts_the_same_run_again_within_a_slurm_job(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, last = settings.compose(overrides), tmp_path / "last.ckpt"
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    for key, value in {**alone, "TORCHELASTIC_RUN_ID": "none", "SLURM_JOB_ID": "90"}.items():
+        monkeypatch.setenv(key, value)
+    assert ending.continued(cfg, tmp_path) == cfg
+    last.write_bytes(b"")
+    for counts in ("01", "02", "10", "11", "20"):  # of Slurm, and of torchrun since then
+        monkeypatch.setenv("SLURM_RESTART_COUNT", counts[0])
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", counts[1])
+        assert ending.continued(cfg, tmp_path).resume_checkpoint == str(last)
 
 
 def test_where_nothing_was_written_there_is_nothing_to_continue_from(

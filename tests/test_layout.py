@@ -19,7 +19,7 @@ PACKAGE = "demucs_lightning"
 # A module imports from its own layer and the ones above it in this list, and never in a circle.
 LAYERS = [
     ["models", "audio", "augment", "repitch", "losses", "metrics", "ema", "optim", "figures"]
-    + ["allocator", "compiled", "moments", "pool", "version"],
+    + ["allocator", "compiled", "graphs", "moments", "pool", "version"],
     ["separation", "data", "scores", "scale"],
     ["pretrained", "training", "validation", "callbacks", "resume"],
     ["separator", "evaluation"],

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from demucs_lightning.callbacks import Recall
 from demucs_lightning.commands import hardware, settings, speed
 from demucs_lightning.commands import train as training
-from demucs_lightning.compiled import Compiled
+from demucs_lightning.compiled import Compiled, inductor
 from demucs_lightning.training import LitSeparator
+from tests.scale.test_launch import TORCHRUN
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+PAIR = ("auto", "bf16")
 SMALL = ["model=Demucs", "model.depth=2", "model.resample=false", "segment=2", "logger=csv"]
 
 
@@ -36,7 +39,8 @@ def with_bf16(monkeypatch: pytest.MonkeyPatch, *, cpu: bool, gpu: bool | None = 
         monkeypatch.setattr(f"torch.cpu.{unit}", lambda: cpu)
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu is not None)
     monkeypatch.setattr("torch.cuda.device_count", lambda: int(gpu is not None))
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: bool(gpu))
+    properties = SimpleNamespace(major=9 if gpu else 7)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: properties)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda *_: "Old Card")
 
 
@@ -70,10 +74,47 @@ def test_a_cpu_says_that_it_has_no_fp16(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_bf16_on_a_gpu_without_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with_bf16(monkeypatch, cpu=True, gpu=False)
-    with pytest.raises(ValueError, match="bf16', but this GPU, Old Card, does not compute in bf16"):
+    with pytest.raises(ValueError, match="bf16', but GPU 0, Old Card, does not compute in bf16"):
         hardware.precision("bf16", "gpu")
     assert hardware.precision("bf16", "cpu") == "bf16-mixed"
     assert hardware.precision("16", "gpu") == "16-mixed"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "without"),
+    [("1", None), ("[1,2]", 2), ("[0,1]", None), ("3", 2), ("[2]", 2), ("[2,3]", 2), ("[3]", 3)],
+)
+def test_of_unlike_cards_those_in_use_are_asked(
+    gpus: str, without: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first two have bf16."""
+    with_bf16(monkeypatch, cpu=True, gpu=True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: f"Card {index}")
+    monkeypatch.setattr(
+        "torch.cuda.get_device_properties", lambda index: SimpleNamespace(major=9 - index)
+    )
+    auto, bf16 = (settings.compose([f"gpus={gpus}", f"trainer.precision={p}"]) for p in PAIR)
+    assert speed.settled(auto, {}).trainer.precision == ("bf16" if without is None else "32")
+    if without is None:
+        assert speed.settled(bf16, {}).trainer.precision == "bf16"
+    else:
+        with pytest.raises(ValueError, match=f"GPU {without}, Card {without}, does not compute in"):
+            speed.settled(bf16, {})
+
+
+def test_a_launcher_s_processes_use_a_card_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_bf16(monkeypatch, cpu=True, gpu=True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr(
+        "torch.cuda.get_device_properties", lambda index: SimpleNamespace(major=9 - index)
+    )
+    cfg = settings.compose([])
+    for key, value in {**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(key, value)
+    assert speed.settled(cfg, {}).trainer.precision == "bf16"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert speed.settled(cfg, {}).trainer.precision == "32"
 
 
 @pytest.mark.parametrize(
@@ -110,12 +151,13 @@ def test_settings_and_the_first_line_say_what_auto_was(
     assert OmegaConf.load(tmp_path / "on" / "settings.yaml").trainer.precision == "bf16"
 
 
-def test_what_does_not_go_with_fsdp(caplog: pytest.LogCaptureFixture) -> None:
-    cfg = settings.compose(["compile=true", "trainer.strategy=fsdp"])
-    assert speed.compiled(torch.nn.Linear(1, 1), cfg) is None
-    assert caplog.messages == ["compile=true has no effect with trainer.strategy=fsdp"]
-    with pytest.raises(ValueError, match="optim.state=8bit does not go with trainer.strategy=fsdp"):
-        settings.compose(["optim.state=8bit", "trainer.strategy=fsdp"])
+def test_what_compile_may_be() -> None:
+    model = torch.nn.Linear(1, 1)
+    assert speed.compiled(model, settings.compose([])) is None
+    for word, kind in (("true", "true"), ("True", "true"), ("cudagraphs", "cudagraphs")):
+        call = speed.compiled(model, settings.compose([f"compile={word}"]))
+        assert isinstance(call, Compiled)
+        assert call.kind == kind
 
 
 def test_tf32_is_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,8 +221,8 @@ def test_compiling_changes_no_name_and_no_result(
 ) -> None:
     calls: list[Any] = []
 
-    def build(model: Any) -> Any:
-        calls.append(Compiled(model, backend="eager"))
+    def build(model: Any, kind: str) -> Any:
+        calls.append(Compiled(model, kind, make=partial(inductor, backend="eager")))
         return calls[-1]
 
     monkeypatch.setattr(speed, "Compiled", build)
@@ -206,7 +248,8 @@ def test_a_compile_that_fails_ends_as_the_run_without(
     def backend(graph: Any, inputs: Any) -> Any:
         raise RuntimeError("there is no compiler")
 
-    monkeypatch.setattr(speed, "Compiled", lambda model: Compiled(model, backend=backend))
+    make = partial(inductor, backend=backend)
+    monkeypatch.setattr(speed, "Compiled", lambda model, kind: Compiled(model, kind, make=make))
     plain = run(overrides, tmp_path / "plain")
     compiled = run([*overrides, "compile=true"], tmp_path / "compiled")
     assert "compile=true has no effect: there is no compiler" in caplog.messages

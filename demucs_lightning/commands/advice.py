@@ -1,10 +1,10 @@
 """What to say where memory ran out: what takes less than these settings, the greatest saving first.
 
-How much a setting saves is estimated from the figures of one network. They decide the order, and
-leave out what would change nothing.
+How much a setting saves is an estimate: what the network at hand keeps for its backward pass, by
+its class and its width, and its weights, counted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,13 +19,28 @@ OUT_OF_MEMORY = f"{BEGINNING}: a shorter segment or a smaller batch takes less."
 
 NONE = "a smaller model or a larger device is needed"
 
-# MB that HDemucs keeps of a second of stereo for its backward pass (benchmarks/NOTES.md): in 16
-# bits, in 32.
-KEPT = {"fast": (87, 188), "balanced": (39, 92), "low": (13, 26)}
-WEIGHTS = 84  # millions, of HDemucs
+# MB that the networks keep of a second of stereo for their backward pass, in 16 bits and in 32
+# (benchmarks/memory.py), in proportion to the channels of the first layer; others are taken for
+# HDemucs.
+KEPT = {
+    "Demucs": (64, {"fast": (87, 199), "balanced": (44, 113), "low": (11, 23)}),
+    "HDemucs": (48, {"fast": (87, 186), "balanced": (39, 91), "low": (13, 26)}),
+    "HTDemucs": (48, {"fast": (98, 195), "balanced": (37, 74), "low": (15, 30)}),
+}
+RATE = 44100
 STATES = {"fp32": 8.0, "bf16": 4.0, "8bit": 2.1}  # bytes a weight of Adam's averages
 LOW_MEMORY = {"batch_size": 1, "memory": "low", "optim.state": "bf16"}  # of conf/experiment
 SHORT = 6  # seconds of a segment
+WAYS = 4  # at most, for a sentence that can be read
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a network keeps, of KEPT, and by which factor; and its weights, in millions."""
+
+    kept: Mapping[str, tuple[float, float]]
+    scale: float
+    weights: float
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,7 @@ class Need:
     leaves, ``shares`` are processes that divide the model.
     """
 
+    network: Network
     batch: int
     seconds: float
     bits: int
@@ -42,22 +58,23 @@ class Need:
     shares: int = 1
 
     def megabytes(self) -> float:
-        """A rough size, of HDemucs; what counts is which of two is greater."""
-        narrow, wide = KEPT[self.memory]
-        kept = narrow if self.bits == 16 else wide * self.bits / 32
+        """An estimate: what is kept for backward, weights, gradients and Adam's averages."""
+        narrow, wide = self.network.kept[self.memory]
+        kept = self.network.scale * (narrow if self.bits == 16 else wide * self.bits / 32)
         size = self.bits / 8 if self.bits == 64 else 4
-        constant = WEIGHTS * (2 * size + STATES[self.state] * size / 4)  # and gradients
+        constant = self.network.weights * (2 * size + STATES[self.state] * size / 4)
         return self.batch * self.seconds * kept + constant / self.shares
 
 
 def out_of_memory(cfg: Any, experiment: str | None = None) -> str:
     """The sentence for a training of the settings ``cfg`` with the overlay ``experiment``."""
-    from demucs_lightning.commands.speed import accelerator  # loads what a separation needs not
+    from demucs_lightning.commands.processes import computing  # loads what a separation needs not
 
-    device = accelerator(cfg)
-    precision = hardware.precision(cfg.trainer.precision, device)
+    computed = computing(cfg)
+    precision = hardware.precision(cfg.trainer.precision, *computed)
     memory = cfg.model.get("memory")
     need = Need(
+        network=_network(cfg),
         batch=cfg.batch_size,
         seconds=_heard(cfg, cfg.segment),
         bits=int(precision.removeprefix("bf").partition("-")[0]),
@@ -65,15 +82,36 @@ def out_of_memory(cfg: Any, experiment: str | None = None) -> str:
         state=cfg.optim.state,
         shares=_processes() if cfg.trainer.strategy == "fsdp" else 1,
     )
-    ways = [*_overlay(cfg, need, experiment), *_steps(cfg, need, device, recomputes=bool(memory))]
-    less = [(other.megabytes(), way) for way, other in ways]
-    less = sorted((size, way) for size, way in less if size < need.megabytes())
+    ways = [*_overlay(cfg, need, experiment), *_steps(cfg, need, computed, recomputes=bool(memory))]
+    saved = [(need.megabytes() - other.megabytes(), way) for way, other in ways]
+    best = sorted((way for way in saved if way[0] > 0), reverse=True)[:WAYS]
     here = {"batch_size": cfg.batch_size, "segment": cfg.segment}
-    here |= {"trainer.precision": _word(precision), "optim.state": cfg.optim.state}
+    here |= {"trainer.precision": hardware.word(precision), "optim.state": cfg.optim.state}
     here |= {"memory": memory} if memory else {}
     listed = ", ".join(f"{key}={value}" for key, value in here.items())
-    advice = f"try {', '.join(way for _, way in less)}" if less else NONE
-    return f"{BEGINNING} with {listed}: {advice}."
+    tries = ", ".join(f"{way} (about {_rounded(size)} MB less)" for size, way in best)
+    return f"{BEGINNING} with {listed}: {f'try, by estimate, {tries}' if best else NONE}."
+
+
+def _network(cfg: Any) -> Network:
+    """The network of the settings, built without memory to count its weights."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    own = cfg.model._target_.rpartition(".")[2]
+    channels, kept = KEPT.get(own, KEPT["HDemucs"])
+    try:
+        with torch.device("meta"):
+            weights = sum(value.numel() for value in instantiate(cfg.model).parameters()) / 1e6
+    except InstantiationException:  # a class of the user's that can't be built so
+        weights = 0.0
+    scale = cfg.model.get("channels", channels) / channels * cfg.samplerate / RATE
+    return Network(kept, scale, weights)
+
+
+def _rounded(size: float) -> str:
+    """To two digits, which is more than an estimate is good for."""
+    return f"{max(1, float(f'{size:.2g}')):,.0f}"
 
 
 def _overlay(cfg: Any, need: Need, experiment: str | None) -> Iterator[tuple[str, Need]]:
@@ -86,16 +124,17 @@ def _overlay(cfg: Any, need: Need, experiment: str | None) -> Iterator[tuple[str
     yield "experiment=low_memory", replace(need, **lower, state=state)
 
 
-def _steps(cfg: Any, need: Need, device: str, *, recomputes: bool) -> Iterator[tuple[str, Need]]:
+def _steps(
+    cfg: Any, need: Need, computed: tuple[str, Any], *, recomputes: bool
+) -> Iterator[tuple[str, Need]]:
     """One setting at a time, and what it makes of ``need``, also where that is not less."""
     for name in MEMORY if recomputes else ():
         yield f"memory={name}", replace(need, memory=name)
     if cfg.batch_size > 1:
         yield _halved(cfg), replace(need, batch=cfg.batch_size // 2)
     if (left := _heard(cfg, SHORT)) > 0:
-        cut = f" (augmentation leaves {left:g} s)" if left < SHORT else ""
-        yield f"segment={SHORT}{cut}", replace(need, seconds=left)
-    narrow = _narrow(device)
+        yield f"segment={SHORT}", replace(need, seconds=left)
+    narrow = _narrow(*computed)
     if cfg.trainer.strategy != "fsdp" or narrow == "bf16":
         yield f"trainer.precision={narrow}", replace(need, bits=16)
     for state in STATES if _free_state(cfg) else ():
@@ -103,7 +142,7 @@ def _steps(cfg: Any, need: Need, device: str, *, recomputes: bool) -> Iterator[t
     # As processes.py asks for.
     fits = need.bits == 32 or str(cfg.trainer.precision).startswith(("bf16", "auto"))
     goes = need.state == "fp32" and fits and not cfg.compile and not cfg.svd.penalty
-    if goes and device == "gpu" and cfg.trainer.strategy != "fsdp":
+    if goes and computed[0] == "gpu" and cfg.trainer.strategy != "fsdp":
         yield _divided(cfg), replace(need, shares=_processes())
 
 
@@ -124,10 +163,10 @@ def _halved(cfg: Any) -> str:
     return f"batch_size={half}" + ("" if fits else f" augment.remix.group_size={half}")
 
 
-def _narrow(device: str) -> str:
-    """The 16 bits that the device computes in."""
+def _narrow(accelerator: str, devices: Any) -> str:
+    """The 16 bits that the devices compute in."""
     try:
-        hardware.precision("bf16", device)
+        hardware.precision("bf16", accelerator, devices)
     except ValueError:
         return "16"
     return "bf16"
@@ -142,8 +181,3 @@ def _divided(cfg: Any) -> str:
 def _processes() -> int:
     launch = current()
     return launch.world if launch.by else max(1, torch.cuda.device_count())
-
-
-def _word(precision: str) -> str:
-    words = {lightnings: word for word, lightnings in hardware.PRECISIONS.items()}
-    return words[precision]

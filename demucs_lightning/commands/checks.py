@@ -11,7 +11,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from demucs_lightning.commands import hardware
+from demucs_lightning.compiled import MAKERS
 from demucs_lightning.losses import SeparationLoss
+from demucs_lightning.models.recompute import MEMORY
 
 WORDS = {
     bool: "true or false",
@@ -28,7 +30,10 @@ NUMBERS = (  # whole in conf/, but need not be
     "trainer.limit_test_batches",
 )
 ANY = (  # more than one type; what takes them says what is wrong
+    "compile",
     "gpus",
+    "memory",
+    "model.memory",
     "trainer.check_val_every_n_epoch",
     "trainer.deterministic",
     "trainer.gradient_clip_val",
@@ -86,16 +91,13 @@ def check_values(cfg: DictConfig) -> None:
         raise ValueError(f"audio_channels is {cfg.audio_channels}: it must be 1 or 2.")
     _check_gpus(cfg.gpus)
     _check_devices(cfg.trainer.devices)
+    _check_choice("memory", cfg.memory, MEMORY)
+    _check_choice("compile", str(cfg.compile).lower(), ("false", *MAKERS))
     _check_choice("trainer.accelerator", cfg.trainer.accelerator, ACCELERATORS)
     nsdr = [f"valid/nsdr_{source}" for source in cfg.sources]
     _check_choice("checkpoint.monitor", cfg.checkpoint.monitor, ("valid/nsdr", "valid/loss", *nsdr))
     hardware.precision(cfg.trainer.precision, "cpu")
     optim = instantiate(cfg.optim)
-    if optim.state != "fp32" and "fsdp" in str(cfg.trainer.strategy):
-        raise ValueError(
-            f"optim.state={optim.state} does not go with trainer.strategy={cfg.trainer.strategy}, "
-            "which divides the averages among the processes: leave one of them out."
-        )
     SeparationLoss(optim.loss, list(cfg.weights))
     instantiate(cfg.ema)
     instantiate(cfg.svd)
@@ -128,7 +130,8 @@ def _check_number(key: str, value: Any, allowed: Callable[[Any], bool], words: s
 def _check_choice(key: str, value: Any, choices: Sequence[Any]) -> None:
     if value not in choices:
         names = ", ".join("null" if each is None else each for each in choices)
-        raise ValueError(f"{key} is {value!r}: it must be one of {names}.")
+        shown = "null" if value is None else repr(value)
+        raise ValueError(f"{key} is {shown}: it must be one of {names}.")
 
 
 def _check_sources(sources: list[Any], weights: list[Any]) -> None:
@@ -156,9 +159,10 @@ def _check_gpus(gpus: Any) -> None:
     whole = all(
         isinstance(index, int) and not isinstance(index, bool) and index >= 0 for index in indices
     )
-    if not whole or len(set(indices)) < len(indices):
+    if not indices or not whole or len(set(indices)) < len(indices):
         raise ValueError(
-            f"gpus is {gpus}: it must be a number of GPUs (gpus=2) or a list (gpus=[0,2])."
+            f"gpus is {gpus}: it must be a number of GPUs (gpus=2, or 0 for the CPU) or a list "
+            "(gpus=[0,2])."
         )
 
 

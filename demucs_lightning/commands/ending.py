@@ -16,13 +16,16 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
 from demucs_lightning.callbacks import Checkpoints, Stopping, Watch
-from demucs_lightning.scale import current, first_says, requeue
+from demucs_lightning.scale import Launch, current, first_says, requeue
 from demucs_lightning.scale.launch import SRUN
 
 log = logging.getLogger(__name__)
 
 SILENT = "Timed out waiting"  # what gloo says of a process that is there but does not answer
 NO_ANSWER = "another process has not answered for as long as distributed.timeout allows."
+
+NONE, SAME, OTHER = "none", "same", "other"
+REQUEUED = "requeued.txt"  # in the folder of a job's run: how often Slurm had started it again
 
 Part = TypeVar("Part")
 Caught = TypeVar("Caught", bound=BaseException)
@@ -38,17 +41,19 @@ def continued(cfg: DictConfig, folder: Path) -> DictConfig:
     launch, last = current(), folder / "last.ckpt"
     if launch.by == SRUN and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGUSR1, lambda *_: leave(signal.SIGUSR1))
-    if not launch.restarts:
-        if launch.job and last.is_file() and cfg.resume_checkpoint is None:
-            raise ValueError(
-                f"{folder} holds another run of this Slurm job: give this one a folder of its own, "
-                "hydra.run.dir=..., or continue that one, resume_checkpoint=..."
-            )
+    here = _found(launch, folder)
+    said = first_says(f"restart {launch.restarts}", here) if launch.restarts else here
+    if said == OTHER and cfg.resume_checkpoint is None:
+        raise ValueError(
+            f"{folder} holds another run of this Slurm job: give this one a folder of its own, "
+            "hydra.run.dir=..., or continue that one, resume_checkpoint=..."
+        )
+    if launch.job and launch.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / REQUEUED).write_text(str(launch.requeued))
+    if said != SAME:
         return cfg
-    here = "continue" if last.is_file() else "begin"
-    if first_says(f"restart {launch.restarts}", here) == "begin":
-        return cfg
-    if here == "begin":
+    if here == NONE:
         raise ValueError(
             f"The first process continues from {last}, which is not on this machine: put the run's "
             "folder on a disk that all machines share."
@@ -60,6 +65,19 @@ def continued(cfg: DictConfig, folder: Path) -> DictConfig:
     cfg = cfg.copy()
     cfg.resume_checkpoint = str(last)
     return cfg
+
+
+def _found(launch: Launch, folder: Path) -> str:
+    """Which run has a checkpoint in ``folder``: none, the same one before it was started again, or
+    another one, that this job has begun or continued since Slurm started it.
+    """
+    if not (folder / "last.ckpt").is_file():
+        return NONE
+    if not launch.job or launch.restarts > launch.requeued:  # torchrun's own restarts
+        return SAME if launch.restarts else NONE
+    mark = folder / REQUEUED
+    now = not launch.requeued or (mark.is_file() and mark.read_text() == str(launch.requeued))
+    return OTHER if now else SAME
 
 
 @contextmanager
@@ -107,7 +125,7 @@ def _stopped(trainer: Trainer, stopping: Stopping, watch: Watch) -> NoReturn:
     if watch.lost is not None and watch.tells and not watch.lost.failed:
         # Its launcher may have stopped this process just for that.
         log.error("Process %d of %d has died.", watch.lost.rank, watch.world)
-    log.info(" ".join(["Stopped.", _how_to_continue(trainer)]).rstrip())
+    log.info("Stopped. %s", _how_to_continue(trainer) or "This run has no checkpoint yet.")
     leave(stopping.number or signal.SIGTERM)
 
 

@@ -46,32 +46,47 @@ def accelerator(wanted: str | None, found: str) -> str:
     return "gpu" if cuda else str(wanted)
 
 
-def precision(value: str | int, accelerator: str) -> str:
-    """Lightning's name for 16, bf16, 32 or 64, or for auto: bf16 where the device computes in it,
-    else 32. The CPU has no mixed fp16 and takes bf16 instead.
+def precision(value: str | int, accelerator: str, devices: int | Sequence[int] = 1) -> str:
+    """Lightning's name for 16, bf16, 32 or 64, or for auto: bf16 where all of the ``devices``, a
+    number or indices, compute in it, else 32. The CPU has no mixed fp16 and takes bf16 instead.
 
     Raises ValueError for anything else, and for bf16 on a GPU that does not have it.
     """
-    there = _has_bf16(accelerator)
     if value == "auto":
-        return PRECISIONS["bf16" if there else "32"]
+        return PRECISIONS["bf16" if _has_bf16(accelerator, devices) else "32"]
     name = PRECISIONS.get(str(value), str(value))
     if name not in PRECISIONS.values():
         raise ValueError(f"trainer.precision is {value!r}: it must be auto, 16, bf16, 32 or 64.")
-    if name == "bf16-mixed" and accelerator == "gpu" and torch.cuda.is_available() and not there:
+    if name == "bf16-mixed" and accelerator == "gpu" and (without := _without_bf16(devices)):
         raise ValueError(
-            f"trainer.precision is {value!r}, but this GPU, {torch.cuda.get_device_name()}, does "
-            "not compute in bf16: set it to 16 or 32."
+            f"trainer.precision is {value!r}, but GPU {without[0]}, "
+            f"{torch.cuda.get_device_name(without[0])}, does not compute in bf16: set it to 16 or "
+            "32."
         )
     return "bf16-mixed" if name == "16-mixed" and accelerator == "cpu" else name
 
 
-def _has_bf16(accelerator: str) -> bool:
-    """Whether the device has instructions for bf16: to imitate them is slower than fp32."""
+def word(precision: str) -> str:
+    """What ``trainer.precision`` calls a precision of Lightning's."""
+    return next(word for word, name in PRECISIONS.items() if name == precision)
+
+
+def _has_bf16(accelerator: str, devices: int | Sequence[int]) -> bool:
+    """Whether the devices have instructions for bf16: to imitate them is slower than fp32."""
     if accelerator == "gpu":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.is_available() and not _without_bf16(devices)
     units = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return accelerator == "cpu" and any(getattr(torch.cpu, unit, bool)() for unit in units)
+
+
+def _without_bf16(devices: int | Sequence[int]) -> list[int]:
+    """The GPUs of this machine among ``devices`` that lack such instructions. Their properties
+    tell it; to ask them otherwise would open each, in every process.
+    """
+    if not torch.cuda.is_available() or torch.version.hip:
+        return []
+    indices = range(devices) if isinstance(devices, int) else devices
+    return [index for index in indices if torch.cuda.get_device_properties(index).major < 8]
 
 
 def device_name(trainer: Any) -> str:

@@ -2,6 +2,8 @@
 ``trainer.strategy`` in the words of Lightning.
 """
 
+import logging
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +16,8 @@ from demucs_lightning.scale import Launch, current
 from demucs_lightning.scale.launch import SRUN
 from demucs_lightning.scale.strategies import Replicated, Sharded
 
+log = logging.getLogger(__name__)
+
 DDP = {"ddp": {}, "ddp_find_unused_parameters_true": {"find_unused_parameters": True}}
 STRATEGIES = ("auto", *DDP, "fsdp")
 
@@ -25,17 +29,15 @@ def arguments(cfg: DictConfig) -> dict[str, Any]:
     machine can do.
     """
     launch = current()
-    gpus = cfg.gpus if isinstance(cfg.gpus, int) else list(cfg.gpus)
-    if launch.by:
-        gpus = _of_launch(launch, gpus, cfg.trainer.devices)
-    device = hardware.devices(gpus)
-    accelerator = hardware.accelerator(cfg.trainer.accelerator, device["accelerator"])
-    same = accelerator == device["accelerator"]
-    devices = cfg.trainer.devices or (device["devices"] if same else 1)
-    if launch.by and accelerator == "cpu":
-        devices = launch.processes
+    accelerator, devices = computing(cfg)
     machines = _machines(launch, cfg.trainer.num_nodes)
-    count = (devices if isinstance(devices, int) else len(devices)) * machines
+    count = _number(devices) * machines
+    missed = accelerator != "gpu" and not cfg.trainer.accelerator and _number(cfg.gpus) > 1
+    if missed and count == 1:
+        log.warning(
+            "gpus=%s: this machine has no such GPUs, and one process computes on its %s.",
+            *(cfg.gpus, accelerator.upper()),
+        )
     return {
         "accelerator": accelerator,
         "devices": devices,
@@ -45,12 +47,33 @@ def arguments(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
+def computing(cfg: DictConfig) -> tuple[str, int | Sequence[int]]:
+    """Lightning's name for what this machine computes on, and how many or which of them.
+
+    Raises ValueError for devices that are not there, or not those that were started.
+    """
+    launch = current()
+    gpus = cfg.gpus if isinstance(cfg.gpus, int) else list(cfg.gpus)
+    if launch.by:
+        gpus = _of_launch(launch, gpus, cfg.trainer.devices)
+    found = hardware.devices(gpus)
+    accelerator = hardware.accelerator(cfg.trainer.accelerator, found["accelerator"])
+    if launch.by and accelerator == "cpu":
+        return accelerator, launch.processes
+    if cfg.trainer.devices:
+        return accelerator, cfg.trainer.devices
+    return accelerator, found["devices"] if accelerator == found["accelerator"] else 1
+
+
+def _number(devices: int | Sequence[int]) -> int:
+    return devices if isinstance(devices, int) else len(devices)
+
+
 def _of_launch(launch: Launch, gpus: Any, devices: Any) -> Any:
     """The GPUs of a machine: as many as processes were started there."""
     asked = {"trainer.devices": devices} if devices else {"gpus": gpus}
     for key, value in asked.items():
-        count = value if isinstance(value, int) else len(value)
-        if count not in (0, 1, launch.processes):
+        if _number(value) not in (0, 1, launch.processes):
             raise ValueError(
                 f"{key}={value}, but {launch.by} has started {launch.processes} "
                 f"{'process' if launch.processes == 1 else 'processes'} on each machine: one for "
@@ -86,13 +109,13 @@ def _strategy(cfg: DictConfig, accelerator: str, count: int) -> Any:
             f"trainer.strategy is {name}: MPS has one device, leave it out or set gpus=0."
         )
     if name == "fsdp":
-        _check_fsdp(cfg, accelerator, count)
+        _check_fsdp(cfg, count)
         return Sharded(timeout=timeout)
     return Replicated(timeout=timeout, **DDP.get(name, {}))
 
 
-def _check_fsdp(cfg: DictConfig, accelerator: str, count: int) -> None:
-    precision = hardware.precision(cfg.trainer.precision, accelerator)
+def _check_fsdp(cfg: DictConfig, count: int) -> None:
+    precision = hardware.precision(cfg.trainer.precision, *computing(cfg))
     for wrong, sentence in (
         (count == 1, "it divides a model among processes, and this run has one: take several GPUs"),
         (precision in ("16-mixed", "64-true"), "it computes in 32 or bf16: set trainer.precision"),
@@ -101,7 +124,7 @@ def _check_fsdp(cfg: DictConfig, accelerator: str, count: int) -> None:
             cfg.optim.state != "fp32",
             "it divides the optimizer's state itself: set optim.state=fp32",
         ),
-        (cfg.compile, "it does not go with compile=true: set compile=false"),
+        (cfg.compile, f"it does not go with compile={str(cfg.compile).lower()}: set compile=false"),
     ):
         if wrong:
             raise ValueError(f"trainer.strategy is fsdp: {sentence}, or leave fsdp out.")

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from demucs_lightning.commands import hardware
+from demucs_lightning.commands import hardware, processes
 from demucs_lightning.compiled import Compiled
 
 log = logging.getLogger(__name__)
@@ -25,19 +25,12 @@ def settled(cfg: DictConfig, checkpoint: Mapping[str, Any]) -> DictConfig:
     value = cfg.trainer.precision
     if value == "auto" and checkpoint:
         value = checkpoint.get("demucs_lightning", {}).get("precision", BEFORE)
-    name = hardware.precision(value, accelerator(cfg))
+    name = hardware.precision(value, *processes.computing(cfg))
     if str(value).startswith("16") and name == hardware.PRECISIONS["bf16"]:
         log.warning("trainer.precision=16: a CPU has no mixed fp16 and takes bf16 instead.")
-    words = {lightnings: word for word, lightnings in hardware.PRECISIONS.items()}
     cfg = cfg.copy()
-    cfg.trainer.precision = words[name]
+    cfg.trainer.precision = hardware.word(name)
     return cfg
-
-
-def accelerator(cfg: DictConfig) -> str:
-    """Lightning's name for what the settings ask to compute on."""
-    gpus = cfg.gpus if isinstance(cfg.gpus, int) else list(cfg.gpus)
-    return hardware.accelerator(cfg.trainer.accelerator, hardware.devices(gpus)["accelerator"])
 
 
 def allow_tf32(kind: str) -> None:
@@ -49,9 +42,4 @@ def allow_tf32(kind: str) -> None:
 
 def compiled(model: nn.Module, cfg: DictConfig) -> Callable[[Tensor], Tensor] | None:
     """What a training step calls in place of ``model``; None: the model itself."""
-    if not cfg.compile:
-        return None
-    if "fsdp" in str(cfg.trainer.strategy):  # puts others in place of the modules
-        log.warning("compile=true has no effect with trainer.strategy=%s", cfg.trainer.strategy)
-        return None
-    return Compiled(model)
+    return Compiled(model, str(cfg.compile).lower()) if cfg.compile else None

@@ -36,14 +36,19 @@ from demucs_lightning.training import LitSeparator
 
 log = logging.getLogger(__name__)
 
+SETTINGS = "settings.yaml"  # in the folder of a run
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     settings.launch(train, argv, memory=less_memory)
 
 
 def less_memory(cfg: DictConfig) -> str:
-    experiment = HydraConfig.get().runtime.choices.get("experiment")
-    return advice.out_of_memory(cfg, experiment)
+    hydra = HydraConfig.get()
+    used = Path(hydra.runtime.output_dir) / SETTINGS  # with the model of the file it started from
+    return advice.out_of_memory(
+        OmegaConf.load(used) if used.is_file() else cfg, hydra.runtime.choices.get("experiment")
+    )
 
 
 def train(cfg: DictConfig) -> None:
@@ -78,7 +83,7 @@ def run(cfg: DictConfig, folder: Path, *, given: Collection[str] = ()) -> LitSep
     if cfg.download and "download" not in cfg.dset:
         log.warning("download=true has no effect: %s is not downloaded", cfg.dset._target_)
     data = instantiate(cfg.data, dset=instantiate(cfg.dset))
-    save_settings(cfg, folder / "settings.yaml")
+    save_settings(cfg, folder / SETTINGS)
     fit(trainer, module, data, cfg.resume_checkpoint)
     with ending.guarded(trainer):
         score_best(trainer, module, data)
@@ -123,7 +128,9 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
     return instantiate(
         cfg.trainer,
         **shared,
-        precision=hardware.precision(cfg.trainer.precision, shared["accelerator"]),
+        precision=hardware.precision(
+            cfg.trainer.precision, shared["accelerator"], shared["devices"]
+        ),
         callbacks=[*callbacks, instantiate(cfg.checkpoint, folder=str(folder))],
         logger=instantiate(cfg.logger, save_dir=str(folder)),
         default_root_dir=str(folder),

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 TORCHRUN, SRUN, ALONE = "torchrun", "srun", ""
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 INTERACTIVE = ("bash", "interactive")  # names of jobs in which Lightning takes no notice of Slurm
 
 
@@ -17,7 +18,7 @@ INTERACTIVE = ("bash", "interactive")  # names of jobs in which Lightning takes 
 class Launch:
     """This process, number ``rank`` of ``world``, and ``local`` of the ``processes`` on its
     machine, which is number ``machine`` of ``machines``. ``restarts`` counts how often they were
-    started again, ``job`` names the job of Slurm that they are.
+    started again, ``requeued`` how often of that by Slurm; ``job`` names its job that they are.
     """
 
     by: str = ALONE
@@ -28,6 +29,7 @@ class Launch:
     machine: int = 0
     machines: int = 1
     restarts: int = 0
+    requeued: int = 0
     job: str = ""
 
     @property
@@ -37,7 +39,9 @@ class Launch:
 
 
 def current(environment: Mapping[str, str] | None = None) -> Launch:
-    """What the environment says. Raises ValueError where Slurm expects more processes than run."""
+    """What the environment says. Raises ValueError where it contradicts itself, and where Slurm
+    expects more processes than run.
+    """
     env = os.environ if environment is None else environment
     if "TORCHELASTIC_RUN_ID" in env and "RANK" in env:
         return _torchrun(env)
@@ -47,21 +51,25 @@ def current(environment: Mapping[str, str] | None = None) -> Launch:
 
 
 def _torchrun(env: Mapping[str, str]) -> Launch:
+    requeued = number(env, "SLURM_RESTART_COUNT", "0")
     return Launch(
         TORCHRUN,
-        rank=int(env["RANK"]),
-        world=int(env["WORLD_SIZE"]),
-        local=int(env["LOCAL_RANK"]),
-        processes=int(env["LOCAL_WORLD_SIZE"]),
-        machine=int(env.get("GROUP_RANK", 0)),
-        machines=int(env.get("GROUP_WORLD_SIZE", 1)),
-        restarts=sum(int(env.get(f"{by}_RESTART_COUNT", 0)) for by in ("TORCHELASTIC", "SLURM")),
+        rank=number(env, "RANK"),
+        world=number(env, "WORLD_SIZE", least=1),
+        local=number(env, "LOCAL_RANK"),
+        processes=number(env, "LOCAL_WORLD_SIZE", least=1),
+        machine=number(env, "GROUP_RANK", "0"),
+        machines=number(env, "GROUP_WORLD_SIZE", "1", least=1),
+        restarts=number(env, "TORCHELASTIC_RESTART_COUNT", "0") + requeued,
+        requeued=requeued,
         job=slurm_job(env),
     )
 
 
 def _slurm(env: Mapping[str, str]) -> Launch:
-    tasks, machines = int(env["SLURM_NTASKS"]), int(env.get("SLURM_NNODES", 1))
+    tasks = number(env, "SLURM_NTASKS", least=1)
+    machines = number(env, "SLURM_NNODES", "1", least=1)
+    requeued = number(env, "SLURM_RESTART_COUNT", "0")
     if tasks > 1 and "SLURM_STEP_ID" not in env:
         raise ValueError(
             f"Slurm has set {tasks} tasks aside, but this is one process alone: write srun before "
@@ -74,15 +82,37 @@ def _slurm(env: Mapping[str, str]) -> Launch:
         )
     return Launch(
         SRUN,
-        rank=int(env.get("SLURM_PROCID", 0)),
+        rank=number(env, "SLURM_PROCID", "0"),
         world=tasks,
-        local=int(env.get("SLURM_LOCALID", 0)),
+        local=number(env, "SLURM_LOCALID", "0"),
         processes=tasks // machines,
-        machine=int(env.get("SLURM_NODEID", 0)),
+        machine=number(env, "SLURM_NODEID", "0"),
         machines=machines,
-        restarts=int(env.get("SLURM_RESTART_COUNT", 0)),
+        restarts=requeued,
+        requeued=requeued,
         job=slurm_job(env),
     )
+
+
+def check_ranks() -> None:
+    """Raise ValueError, naming it, for a variable that Lightning takes for a number as soon as it
+    is loaded.
+    """
+    for name in RANKS:
+        number(os.environ, name, "0")
+
+
+def number(env: Mapping[str, str], name: str, default: str | None = None, *, least: int = 0) -> int:
+    """What a variable of a launcher says. Raises ValueError, naming it, where it is no whole number
+    of at least ``least``, or neither there nor of a ``default``.
+    """
+    text = env.get(name, default)
+    if text is None or not text.strip().isdecimal() or int(text) < least:
+        found = "is missing" if text is None else f"is {text!r}"
+        raise ValueError(
+            f"The environment variable {name} {found}: it must be a whole number, at least {least}."
+        )
+    return int(text)
 
 
 def slurm_job(env: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from demucs_lightning.scale.launch import SRUN, TORCHRUN, Launch, current
+from demucs_lightning.scale.launch import SRUN, TORCHRUN, Launch, current, number
 
 log = logging.getLogger(__name__)
 
@@ -124,4 +124,6 @@ def _address(launch: Launch) -> tuple[str, int]:
 
         slurm = SLURMEnvironment(auto_requeue=False)
         return slurm.main_address, slurm.main_port
-    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if "MASTER_ADDR" not in os.environ:
+        raise ValueError("The environment variable MASTER_ADDR is missing: start with torchrun.")
+    return os.environ["MASTER_ADDR"], number(os.environ, "MASTER_PORT")

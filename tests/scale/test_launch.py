@@ -54,6 +54,41 @@ def test_slurm_mistakes_are_said(changed: dict[str, str | None], said: str) -> N
         launch.current(env)
 
 
+@pytest.mark.parametrize("env", [TORCHRUN, SLURM])
+def test_a_variable_that_is_no_number_is_named(env: dict[str, str]) -> None:
+    counts = {"WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "SLURM_NTASKS", "SLURM_NNODES"}
+    others = {"RANK", "LOCAL_RANK", "GROUP_RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"}
+    others |= {"SLURM_RESTART_COUNT"}
+    for name in (counts | others) & {*env, "SLURM_RESTART_COUNT"}:
+        wrong = ["abc", "-1", "", "1.5"] + ["0"] * (name in counts)
+        for text in wrong:
+            said = f"^The environment variable {name} is '{text}': it must be a whole number, at "
+            with pytest.raises(ValueError, match=said):
+                launch.current({**env, name: text})
+    required = {"WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} & set(env)
+    for name in required:
+        with pytest.raises(ValueError, match=f"variable {name} is missing: it must be a whole"):
+            launch.current({key: value for key, value in env.items() if key != name})
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"MASTER_PORT": "abc"}, "MASTER_PORT is 'abc'"),
+        ({}, "MASTER_PORT is missing"),
+        (None, "MASTER_ADDR is missing"),
+    ],
+)
+def test_the_address_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, changed: dict[str, str] | None, said: str
+) -> None:
+    env = TORCHRUN if changed is None else {**TORCHRUN, "MASTER_ADDR": "localhost", **changed}
+    for key, value in env.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ValueError, match=f"^The environment variable {said}: "):
+        meeting.started()
+
+
 def test_the_folder_is_named_after_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in SLURM.items():
         monkeypatch.setenv(key, value)
@@ -91,6 +126,7 @@ def test_the_launcher_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, "trainer.strategy=fsdp", "and this run has one: take several GPUs"),
         (TORCHRUN, "trainer.strategy=fsdp svd.penalty=1e-5", "svd.penalty needs whole weights"),
         (TORCHRUN, "trainer.strategy=fsdp trainer.precision=64", "computes in 32 or bf16"),
+        (TORCHRUN, "trainer.strategy=fsdp optim.state=8bit", "divides the optimizer's state"),
     ],
 )
 def test_what_can_not_be_is_said(
@@ -98,6 +134,24 @@ def test_what_can_not_be_is_said(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         arguments(monkeypatch, env, *line.split())
+
+
+@pytest.mark.parametrize("gpus", ["2", "[0,2]"])
+def test_gpus_that_are_not_there_are_missed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, gpus: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    found = arguments(monkeypatch, {}, f"gpus={gpus}")
+    assert (found["accelerator"], found["devices"], found["strategy"]) == ("cpu", 1, "auto")
+    said = gpus.replace(",", ", ")
+    assert caplog.messages == [
+        f"gpus={said}: this machine has no such GPUs, and one process computes on its CPU."
+    ]
+    for line in ([], ["gpus=0"], ["gpus=[0]"], ["gpus=2", "trainer.accelerator=cpu"]):
+        arguments(monkeypatch, {}, *line)
+    arguments(monkeypatch, {**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}, "gpus=2")
+    assert len(caplog.messages) == 1
 
 
 def test_a_store_brings_processes_together(monkeypatch: pytest.MonkeyPatch) -> None:
