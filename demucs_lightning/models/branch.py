@@ -25,12 +25,12 @@ from demucs_lightning.models.layout import (
     Conv2d,
     ConvTranspose1d,
     ConvTranspose2d,
-    GroupNorm,
     HalvesConv1d,
     HalvesConv2d,
     cut,
     glu,
 )
+from demucs_lightning.models.norms import GroupNorm
 from demucs_lightning.models.precision import cast
 
 

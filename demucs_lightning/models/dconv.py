@@ -8,15 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from demucs_lightning.models.layers import LayerScale
-from demucs_lightning.models.layout import Conv1d, GroupNorm, RowNorm, rows, unrows
-from demucs_lightning.models.precision import cast, exact, linear, without_autocast
-from demucs_lightning.models.recompute import recomputed
+from demucs_lightning.models.layout import Conv1d, alone_on_gpu, rows, unrows
+from demucs_lightning.models.norms import GroupNorm, row_norm
+from demucs_lightning.models.recompute import is_transformed, recomputed
 from demucs_lightning.models.sequences import BLSTM, LocalState
-
-BLOCK = 512  # steps that are added up one after the other
+from demucs_lightning.models.widening import Wide, normed_halves, widened
 
 
 class DConv(nn.Module):
@@ -51,7 +49,7 @@ class DConv(nn.Module):
             dilation = 2**index if depth > 0 else 1
             narrow = [
                 Conv1d(channels, hidden, 3, dilation=dilation, padding=dilation),
-                RowNorm(1, hidden),
+                GroupNorm(1, hidden),
                 nn.GELU() if gelu else nn.ReLU(),
             ]
             widen = [
@@ -67,72 +65,26 @@ class DConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for branch in self.layers:
             down, norm, activation, *context, up, norm_up, _, scale = branch
-            narrow, wide = nn.Sequential(norm, activation), (up, norm_up, scale)
-            y = down(x)
+            product = up.weight.squeeze(2), up.bias
+            wide = Wide(*product, norm_up.weight, norm_up.bias, scale.scale)
+            y = rows(down(x))
             if context:  # an LSTM takes its time: it does not run again
-                y = nn.Sequential(*context)(rows(narrow(y)))
-                x = recomputed(self, self._widened, x, y, *wide)
+                y = nn.Sequential(*context)(activation(row_norm(norm, y)))
+                x = self._widened(x, y, wide, norm_up.eps)
             else:
-                x = recomputed(self, self._narrowed_widened, x, y, narrow, *wide)
+                x = self._widened(x, y, wide, norm_up.eps, norm, activation)
         return x
 
-    @staticmethod
-    def _widened(x: Tensor, y: Tensor, up: nn.Conv1d, norm: GroupNorm, scale: LayerScale) -> Tensor:
-        """``x (B, H, F, N)`` and what ``y (B · F, N, H')`` adds to it."""
-        value, gate = normed_halves(y, up, norm, scale.scale)
-        gate = gate.sigmoid() if gate.requires_grad else gate.sigmoid_()
-        return torch.addcmul(x, unrows(value, x.shape[2]), unrows(gate, x.shape[2]))
-
-    def _narrowed_widened(self, x: Tensor, y: Tensor, narrow: nn.Module, *wide: Any) -> Tensor:
-        return self._widened(x, rows(narrow(y)), *wide)
+    def _widened(self, x: Tensor, y: Tensor, *how: Any) -> Tensor:
+        """``x (B, H, F, N)`` and what ``y (B · F, N, H')`` adds to it, as in ``widening``."""
+        if alone_on_gpu(x) and not is_transformed():
+            return unrows(widened(rows(x), y, *how), x.shape[2])
+        return recomputed(self, _added, x, y, *how)
 
 
-def normed_halves(
-    x: Tensor, conv: nn.Conv1d, norm: nn.GroupNorm, gain: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The two halves of the channels of ``norm(conv(x))``, the first times ``gain``, for ``x (R, T,
-    H)`` and a convolution of kernel 1: ``(R, T, H')`` each.
-
-    The wide ``conv(x)`` is never there: the norm has one group, so that it is one shift and one
-    factor for each row, and these follow from the mean and covariance of the few channels of x.
-    They are applied to x, where three more columns carry what shift and biases add.
-    """
-    assert conv.bias is not None
-    shift, factor = moments(x, conv, norm.eps)
-    columns = torch.stack([factor, -shift * factor, torch.ones_like(factor)], dim=-1)
-    columns = columns.to(x.dtype)[:, None].expand(-1, x.shape[1], -1)
-    x = torch.cat([(x * factor[:, None, None]).to(x.dtype), columns], dim=-1)
-    weight = torch.cat([conv.weight[:, :, 0], conv.bias[:, None]], dim=1) * norm.weight[:, None]
-    weight = torch.cat([weight, norm.weight[:, None], norm.bias[:, None]], dim=1)
-    value, gate = weight.chunk(2)
-    return linear(x, gain[:, None] * value), linear(x, gate)
-
-
-def moments(x: Tensor, conv: nn.Conv1d, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean, and 1 over the deviation, of all that ``conv``, of kernel 1, makes of each row of ``x
-    (R, T, H)``: ``(R,)`` each, in fp32 or better.
-
-    With y = Wx + b and averages over time and output channels: E[y] = E_c[W E[x] + b], and Var[y] =
-    tr(WᵀW Cov[x]) / C + Var_c[W E[x] + b].
-    """
-    with without_autocast(x):
-        x = x.to(exact(x))
-        weight, bias = cast(conv.weight[:, :, 0], x), cast(conv.bias, x)
-        mean = x.mean(dim=1)
-        covariance = products(x) / x.shape[1] - mean[:, :, None] * mean[:, None]
-        centres = F.linear(mean, weight, bias)
-        spread = (covariance * (weight.T @ weight)).sum(dim=(1, 2)) / len(weight)
-        variance = spread.clamp(min=0) + centres.var(dim=1, correction=0)
-        return centres.mean(dim=1), (variance + eps).rsqrt()
-
-
-def products(x: Tensor) -> Tensor:
-    """Sums over time of the products of all channels, ``(R, T, H)`` to ``(R, H, H)``.
-
-    In blocks: sums over 100,000 steps, one after the other, are 1e-5 off in fp32.
-    """
-    if x.shape[1] > BLOCK:
-        padded = F.pad(x, (0, 0, 0, -x.shape[1] % BLOCK))
-        blocks = padded.unflatten(1, (-1, BLOCK)).flatten(0, 1)
-        return products(blocks).view(x.shape[0], -1, *blocks.shape[2:], blocks.shape[2]).sum(dim=1)
-    return x.transpose(1, 2) @ x
+def _added(x: Tensor, y: Tensor, wide: Wide, eps: float, *narrow: Any) -> Tensor:
+    if narrow:
+        norm, activation = narrow
+        y = activation(row_norm(norm, y))
+    value, gate = (unrows(half, x.shape[2]) for half in normed_halves(y, wide, eps))
+    return torch.addcmul(x, value, gate.sigmoid() if gate.requires_grad else gate.sigmoid_())

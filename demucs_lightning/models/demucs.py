@@ -23,13 +23,13 @@ from demucs_lightning.models.layout import (
     GLU,
     Conv1d,
     ConvTranspose1d,
-    GroupNorm,
     HalvesConv1d,
     channels_last,
     cut,
     rows,
     unrows,
 )
+from demucs_lightning.models.norms import GroupNorm
 from demucs_lightning.models.precision import without_autocast, working
 from demucs_lightning.models.recompute import Recomputing
 from demucs_lightning.models.sequences import BLSTM

@@ -137,6 +137,10 @@ class HTDemucs(HybridUNet):
             self.channel_downsampler = Conv1d(bottom_channels, width, 1)
             self.channel_upsampler_t = Conv1d(width, bottom_channels, 1)
             self.channel_downsampler_t = Conv1d(bottom_channels, width, 1)
+            if not t_layers:  # there as in the reference, but of no use
+                for name in ("channel_upsampler", "channel_downsampler"):
+                    for branch in ("", "_t"):
+                        self.get_submodule(name + branch).requires_grad_(False)
         self.bottom_channels = bottom_channels
         self.crosstransformer = (
             CrossTransformerEncoder(bottom_channels or width, options) if t_layers else None

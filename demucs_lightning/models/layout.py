@@ -5,18 +5,27 @@ Inside a network every activation is ``(B, H, F, N)`` with its channels next to 
 copies of what it reads or writes, on CPUs and tensor cores alike, and the rows ``(B · F, N, H)``
 over which DConv runs are a view. Parameters keep the shapes that ``nn.Conv1d`` gives them.
 
-What follows a convolution without a norm is gated in two halves, each a tensor of its own: the two
-halves of one tensor would alternate in memory, and pointwise passes over them are slow.
+On CPUs, what follows a convolution without a norm is gated in two halves, each a tensor of its own:
+the two halves of one tensor would alternate in memory, and pointwise passes over them are slow.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from demucs_lightning.models.precision import cast, convolution, linear
+from demucs_lightning.models.precision import cast, convolution, is_half, linear
 
 Halves = Tensor | tuple[Tensor, Tensor]
-MANY = 16  # times as many steps as channels: then bringing weights into another order is nothing
+PHASED = 16  # times as many steps as channels: then another order of weights costs nothing
+
+
+def on_gpu(x: Tensor) -> bool:
+    return x.device.type == "cuda"
+
+
+def alone_on_gpu(x: Tensor) -> bool:
+    """On a GPU, where each operation is a pass of its own: no compiler will join them."""
+    return on_gpu(x) and not torch.compiler.is_compiling()
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -48,7 +57,7 @@ class Conv1d(nn.Conv1d):
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         stride, pad, dilation = self.stride[0], int(self.padding[0]), self.dilation[0]
         if weight.shape[2] == stride == 1 and _is_plain(x):
-            return linear(x.permute(0, 2, 3, 1), weight[:, :, 0], bias).permute(0, 3, 1, 2)
+            return linear(x.permute(0, 2, 3, 1), weight.squeeze(2), bias).permute(0, 3, 1, 2)
         if x.shape[3] > len(weight):
             return convolution(x, weight[:, :, None], bias, ((1, stride), (0, pad), (1, dilation)))
         # Of few steps with many channels, it takes less to copy the steps that each kernel sees
@@ -62,8 +71,7 @@ class Conv1d(nn.Conv1d):
 
 def _is_plain(x: Tensor) -> bool:
     """In fp32 or better and on a CPU, where a product in training is faster than a convolution."""
-    half = x.dtype in (torch.bfloat16, torch.float16)
-    return x.device.type == "cpu" and not half and torch.is_grad_enabled()
+    return x.device.type == "cpu" and not is_half(x) and torch.is_grad_enabled()
 
 
 class Conv2d(nn.Conv2d):
@@ -82,7 +90,7 @@ class Conv2d(nn.Conv2d):
         self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]
     ) -> Tensor:
         if weight.shape[2:] == (1, 1) and _is_plain(x):  # oneDNN has no 1x1 convolution in fp32
-            return linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
+            return linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
         return convolution(x, weight, bias, (self.stride, padding, self.dilation))
 
 
@@ -93,7 +101,7 @@ class ConvTranspose1d(nn.ConvTranspose1d):
         outputs, taps, stride = self.out_channels, self.kernel_size[0], self.stride[0]
         assert self.bias is not None
         weight, bias = self.weight, cast(self.bias, input)
-        if input.shape[3] >= MANY * input.shape[1] and taps % stride == 0:
+        if input.shape[3] >= PHASED * input.shape[1] and taps % stride == 0:
             return by_phases(input, cast(weight, input), bias, stride)
         if input.shape[3] > outputs or taps % stride:
             steps = (1, stride), (0, 0), (1, 1)
@@ -138,7 +146,7 @@ def by_phases_of_bins(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> T
 class ConvTranspose2d(nn.ConvTranspose2d):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         (taps, width), (stride, _), bias = self.kernel_size, self.stride, self.bias
-        many = input.shape[2] * input.shape[3] >= MANY * input.shape[1]
+        many = input.shape[2] * input.shape[3] >= PHASED * input.shape[1]
         lowered = input.dtype == torch.bfloat16 and input.device.type == "cpu"
         if lowered and many and width == 1 and taps % stride == 0 and bias is not None:
             return by_phases_of_bins(input, cast(self.weight, input), cast(bias, input), stride)
@@ -149,18 +157,20 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 class HalvesConv1d(Conv1d):
     """A ``Conv1d`` whose output channels come in two halves, for ``glu``."""
 
-    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, input: Tensor) -> Halves:
         return in_halves(self, input)
 
 
 class HalvesConv2d(Conv2d):
     """A convolution whose output channels come in two halves, for ``glu``."""
 
-    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, input: Tensor) -> Halves:
         return in_halves(self, input)
 
 
-def in_halves(conv: Conv1d | Conv2d, x: Tensor) -> tuple[Tensor, Tensor]:
+def in_halves(conv: Conv1d | Conv2d, x: Tensor) -> Halves:
+    if on_gpu(x):
+        return conv.run(x, conv.weight, conv.bias)
     weights = conv.weight.chunk(2)
     biases = (None, None) if conv.bias is None else conv.bias.chunk(2)
     return conv.run(x, weights[0], biases[0]), conv.run(x, weights[1], biases[1])
@@ -168,6 +178,8 @@ def in_halves(conv: Conv1d | Conv2d, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def glu(x: Halves) -> Tensor:
     """The first half of the channels, gated by the second."""
+    if isinstance(x, Tensor) and on_gpu(x):  # its gradient lies as the axes are numbered
+        return F.glu(x.permute(0, 2, 3, 1), dim=3).permute(0, 3, 1, 2)
     if isinstance(x, Tensor):
         return F.glu(x, dim=1)
     value, gate = x  # fresh from a convolution, which doesn't need them any more
@@ -179,27 +191,3 @@ def glu(x: Halves) -> Tensor:
 class GLU(nn.Module):
     def forward(self, x: Halves) -> Tensor:
         return glu(x)
-
-
-class GroupNorm(nn.GroupNorm):
-    def forward(self, input: Tensor) -> Tensor:
-        weight, bias = cast(self.weight, input), cast(self.bias, input)
-        return F.group_norm(input, self.num_groups, weight, bias, self.eps)
-
-
-class RowNorm(nn.GroupNorm):
-    """GroupNorm of one group over ``(B, H, F, N)``, for each bin on its own."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return unrows(row_norm(self, rows(input)), input.shape[2])
-
-
-def row_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """A GroupNorm of one group, over ``x (R, T, H)`` whose channels lie last.
-
-    A row lies in one piece: LayerNorm over it, with the weights of its channels again and again, is
-    one pass, and exact. GroupNorm would go through it channel by channel, or add up 100,000 steps
-    one after the other.
-    """
-    weight, bias = (cast(each, x).repeat(x.shape[1]) for each in (norm.weight, norm.bias))
-    return F.layer_norm(x.flatten(1), (len(weight),), weight, bias, norm.eps).view_as(x)

@@ -9,11 +9,12 @@ import math
 import torch
 from torch import Tensor
 
+from demucs_lightning.models.precision import exact
+
 
 def count(length: int, like: Tensor) -> Tensor:
     """0, 1, …, ``length`` - 1 on the device of ``like``."""
-    exact = torch.promote_types(like.dtype, torch.float32)
-    return torch.arange(length, device=like.device, dtype=exact)
+    return torch.arange(length, device=like.device, dtype=exact(like))
 
 
 def sinusoids(positions: Tensor, dim: int, max_period: float) -> Tensor:

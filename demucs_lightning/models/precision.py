@@ -6,6 +6,10 @@ its input where it uses them. So training under autocast and ``model.bfloat16()`
 no list of operations decides what happens. What has to be exact (moments, scores, positions) is
 taken in fp32 where it is computed.
 
+Where a GPU may take products of fp32 in TF32, these have 10 bits: as many as its convolutions have,
+and three more than bf16, which is enough for all products here. Resampling is off by -70 dB then;
+the moments of a DConv are products of what has been centred before, see ``widening``.
+
 Products below fp32 keep their input and the weights as they are for backward, not the weights as
 they were brought.
 """
@@ -18,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-MANY = 2  # times as many steps as channels: then a product for each tap is a large one
+TAPPED = 2  # times as many steps as channels: then a product for each tap is a large one
 Steps = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
@@ -47,6 +51,10 @@ def cast(parameter: Tensor | None, x: Tensor) -> Any:
     return None if parameter is None else parameter.to(x.dtype)
 
 
+def is_half(x: Tensor) -> bool:
+    return x.dtype in (torch.bfloat16, torch.float16)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear`` in the precision of ``x``."""
     x = x.contiguous()  # else torch multiplies step by step, with a copy of the weights for each
@@ -66,8 +74,7 @@ def convolution(
 
 
 def _is_lowered(x: Tensor) -> bool:
-    half = x.dtype in (torch.bfloat16, torch.float16)
-    return half and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return is_half(x) and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _is_slow_to_weigh(x: Tensor, weight: Tensor, steps: Steps) -> bool:
@@ -75,7 +82,7 @@ def _is_slow_to_weigh(x: Tensor, weight: Tensor, steps: Steps) -> bool:
 
     2.13 takes four to eight times as long as for the gradient of the input.
     """
-    alone = x.shape[2] == 1 and weight.shape[2] == 1 and x.shape[3] > MANY * x.shape[1]
+    alone = x.shape[2] == 1 and weight.shape[2] == 1 and x.shape[3] > TAPPED * x.shape[1]
     grouped = weight.shape[3] % steps[0][1] == 0 and (steps[0][1] == 1 or steps[2][1] == 1)
     plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
     recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
@@ -125,7 +132,7 @@ class _Convolution(torch.autograd.Function):
         if ctx.transposed and wanted[0] and _is_wrong(gradient, gradient.shape[1], ctx.steps):
             of_input = _convolved(gradient, weight, None, ctx.steps, False)
             return of_input, *_gradients(ctx, gradient, x, weight, [False, *wanted[1:]])[1:]
-        if not ctx.transposed and x.dtype not in (torch.bfloat16, torch.float16):
+        if not ctx.transposed and not is_half(x):
             of_weight = weighed(x, gradient, weight.shape[3], ctx.steps) if wanted[1] else None
             of_bias = gradient.sum(dim=(0, 2, 3)) if wanted[2] else None
             of_input = None

@@ -31,13 +31,13 @@ def recomputed(module: nn.Module, function: Callable[..., Any], *inputs: Any) ->
     again stops with the last tensor that backward asks for: what the function ends with, such as a
     convolution, runs once.
     """
-    if not (module.training and torch.is_grad_enabled()) or _is_transformed():
+    if not (module.training and torch.is_grad_enabled()) or is_transformed():
         return function(*inputs)
     random = any(getattr(part, "dropout", 0) for part in module.modules())
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=random)
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether torch.func differentiates, which knows nothing of tensors that are computed again."""
     return getattr(torch._C, "_functorch").peek_interpreter_stack() is not None  # noqa: B009
 

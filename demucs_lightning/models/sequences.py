@@ -50,19 +50,15 @@ class BLSTM(nn.Module):
         return linear(torch.cat(parts, dim=1), weight, bias).transpose(0, 1)
 
     def _recur(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() and reads_less(self.lstm, x):
+        own, on_cpu = self.linear.weight.dtype, x.device.type == "cpu"
+        slow = x.dtype != own if torch.is_grad_enabled() else reads_less(self.lstm, x)
+        if on_cpu and slow:
             return lstm(self.lstm, x)
-        own = self.linear.weight.dtype
         if x.dtype == own:
             return self.lstm(x)[0]
-        if x.device.type == "cpu" and torch.is_grad_enabled():
-            return lstm(self.lstm, x)
-        if x.device.type == "cpu":
-            with torch.autocast("cpu", x.dtype):
-                return self.lstm(x)[0]
         # On a GPU autocast would take fp16 for cuDNN, whatever its own precision is.
-        with torch.autocast(x.device.type, enabled=False):
-            return self.lstm(x.to(own))[0].to(x.dtype)
+        with torch.autocast(x.device.type, x.dtype, enabled=on_cpu):
+            return self.lstm(x if on_cpu else x.to(own))[0].to(x.dtype)
 
     def _framed(self, x: Tensor) -> Tensor:
         batch, length, dim = x.shape
@@ -134,4 +130,4 @@ class LocalState(nn.Module):
 
 def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
     """A convolution of kernel 1 over sequences ``(B, T, H)``."""
-    return linear(x, conv.weight[:, :, 0], conv.bias)
+    return linear(x, conv.weight.squeeze(2), conv.bias)

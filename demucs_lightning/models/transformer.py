@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demucs_lightning.models.layers import LayerScale, ScaledEmbedding
-from demucs_lightning.models.layout import GroupNorm, row_norm
+from demucs_lightning.models.norms import row_norm
 from demucs_lightning.models.positions import count, grid_positions, moved, sinusoids
 from demucs_lightning.models.precision import cast, linear
 from demucs_lightning.models.recompute import recomputed
@@ -145,13 +145,11 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 
-class TokenGroupNorm(GroupNorm):
+class TokenGroupNorm(nn.GroupNorm):
     """GroupNorm of ``(B, T, D)``, statistics over all tokens of an example."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.num_groups == 1:
-            return row_norm(self, input)
-        return super().forward(input.transpose(1, 2)).transpose(1, 2)
+        return row_norm(self, input)
 
 
 class Linear(nn.Linear):
@@ -280,13 +278,16 @@ class SelfLayer(TransformerLayer):
 class CrossLayer(TransformerLayer):
     """A branch attends to the other.
 
-    Without ``norm_first`` the third norm has nothing to do; it is there as in released files.
+    Without ``norm_first`` the third norm has nothing to do; it is there as in released files, and
+    doesn't learn.
     """
 
     cross_attn: Attention
 
     def __init__(self, dim: int, options: TransformerOptions) -> None:
         super().__init__(dim, options, attention="cross_attn", norms=3)
+        if not options.norm_first:
+            getattr(self, self.last_norm).requires_grad_(False)
 
     @property
     def attention(self) -> Attention:

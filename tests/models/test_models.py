@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from demucs_lightning.models import Demucs, HDemucs, HTDemucs, SeparationModel
+from demucs_lightning.models import Demucs, HDemucs, HTDemucs, SeparationModel, layout, norms
 from demucs_lightning.models.hybrid import HybridUNet
 from demucs_lightning.models.positions import grid_positions
 from demucs_lightning.models.transformer import CrossLayer, SelfLayer
@@ -114,6 +114,26 @@ def test_every_parameter_learns(model):
     model(torch.randn(2, 2, 12_000)).square().mean().backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not idle
+
+
+def test_what_is_written_for_gpus_gives_the_same(model, monkeypatch):
+    """Run on a CPU, with every memory."""
+
+    def step() -> list[torch.Tensor]:
+        model.zero_grad()
+        torch.manual_seed(0)
+        estimates = model(torch.randn(2, 2, 6000))
+        estimates.square().mean().backward()
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        return [estimates.detach(), torch.cat(gradients)]
+
+    expected = step()
+    monkeypatch.setattr(layout, "on_gpu", lambda x: True)
+    monkeypatch.setattr(norms, "LONG", 1)
+    for memory in ("fast", "balanced", "low"):
+        model.memory = memory
+        for found, wanted in zip(step(), expected, strict=True):
+            assert (found - wanted).norm() < 1e-5 * wanted.norm(), memory
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes")  # an LSTM keeps its weights twice

@@ -212,6 +212,8 @@ def assert_equal_passes(reference: nn.Module, own: nn.Module, mixture: Tensor) -
     gradients = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
     whole = torch.stack([g.norm() for g in gradients.values()]).norm()
     for name, parameter in own.named_parameters():
+        # A distributed run stops where what asks for a gradient gets none.
+        assert (parameter.grad is not None) == parameter.requires_grad, name
         if name not in gradients:
             assert parameter.grad is None or not parameter.grad.any(), name
             continue

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from demucs_lightning.models import Demucs, HDemucs, HTDemucs, recompute
+from demucs_lightning.models import Demucs, HDemucs, HTDemucs, layout, recompute
 
 FOUR = ["drums", "bass", "other", "vocals"]
 HYBRID = {"sources": FOUR, "channels": 8, "nfft": 256, "depth": 4, "dconv_comp": 2}
@@ -157,7 +157,10 @@ def test_evaluation_and_inference_compute_nothing_again(name, monkeypatch):
         model.train()(torch.randn(1, 2, 3000))
 
 
-def test_functional_gradients_work_with_every_memory():
+@pytest.mark.parametrize("gpu", [False, True])
+def test_functional_gradients_work_with_every_memory(gpu, monkeypatch):
+    """And with what is written for GPUs."""
+    monkeypatch.setattr(layout, "on_gpu", lambda x: gpu)
     mixture, expected = torch.randn(1, 2, 3000), None
     for memory in recompute.MEMORY:
         model = built("HDemucs", memory)
