@@ -1,12 +1,16 @@
 """The last lines of a run: how to continue, where the checkpoints are, and which curve goes on."""
 
+import errno
 import logging
+import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 
 from demucs_lightning.commands import ending, settings
 from demucs_lightning.commands import train as training
@@ -68,6 +72,35 @@ def test_whatever_ends_a_run_it_says_how_to_continue(
         settings.compose([*overrides, f"resume_checkpoint={last}"]), tmp_path / "continued"
     )
     assert trained.trainer.global_step == 2
+
+
+def test_a_disk_that_curves_fill_is_named(
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """TensorBoard writes in a thread of its own, and its exception names no file."""
+    plain, unseen, written = LocalFileSystem.append, [], []
+
+    def append(*args: Any) -> None:
+        written.append(args)
+        if len(written) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        plain(*args)
+
+    monkeypatch.setattr(LocalFileSystem, "append", append)
+    monkeypatch.setattr(threading, "excepthook", unseen.append)
+    with pytest.raises(SystemExit) as stop:
+        training.main([*overrides, "logger=tensorboard"])
+    assert stop.value.code == 1
+    last = tmp_path / "run" / "last.ckpt"
+    said = (
+        f"error: No space left on device: {tmp_path}/run\nTo continue: resume_checkpoint={last}\n"
+    )
+    assert said in capsys.readouterr().err
+    assert not unseen
+    assert torch.load(last, weights_only=True)["global_step"] > 0
 
 
 def test_a_second_run_of_a_slurm_job_leaves_the_first_alone(

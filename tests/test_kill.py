@@ -63,18 +63,19 @@ def load(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
-def test_kills_at_twenty_random_moments_and_eight_chosen_change_nothing(
-    forked: Forks, overrides: list[str], tmp_path: Path, whole: tuple[Path, float]
-) -> None:
+def assert_kills_change_nothing(
+    forked: Forks, line: list[str], folder: Path, whole: tuple[Path, float], faults: list[Any]
+) -> set[int]:
+    """Kill runs where ``faults`` say, or somewhere where they don't, and start each again until it
+    comes to its end, which must be that of ``whole``; the steps of all checkpoints they left.
+    """
     undisturbed, duration = whole
     expected, best = load(undisturbed / "last.ckpt"), load(undisturbed / "best.ckpt")
-    log = tmp_path / "log"
-    moments = random.Random(6)
-    faults = [*EXACT, *[{}] * RANDOM]
-    folder, killed, positions = tmp_path / "0", 0, set()
+    moments, log = random.Random(6), folder.with_suffix(".log")
+    killed, positions = 0, set()
     while faults or killed:
         fault = faults[0] if faults else {}
-        child = forked.start(overrides, log, folder=folder, **fault)
+        child = forked.start(line, log, folder=folder, **fault)
         if faults and not fault:
             time.sleep(moments.uniform(0, 0.4 * duration))
             os.kill(child, signal.SIGKILL)
@@ -83,12 +84,38 @@ def test_kills_at_twenty_random_moments_and_eight_chosen_change_nothing(
             assert_same_end(best, load(folder / "best.ckpt"))
             names = {path.name for path in folder.iterdir()}
             assert not [name for name in names if name.endswith(".part")]
-            folder, killed = folder.with_name(str(int(folder.name) + 1)), 0
+            folder, killed = folder.with_name(f"{folder.name}+"), 0
             continue
         faults, killed = faults[1:], killed + 1
         for path in folder.glob("*.ckpt"):
             positions.add(load(path)["global_step"])
-    assert len(positions) > 5
+    return positions
+
+
+def test_kills_at_twenty_random_moments_and_eight_chosen_change_nothing(
+    forked: Forks, overrides: list[str], tmp_path: Path, whole: tuple[Path, float]
+) -> None:
+    faults = [*EXACT, *[{}] * RANDOM]
+    found = assert_kills_change_nothing(forked, overrides, tmp_path / "run", whole, faults)
+    assert len(found) > 5
+
+
+def test_kills_change_nothing_where_memory_is_low(
+    forked: Forks, overrides: list[str], tmp_path: Path
+) -> None:
+    """With what a pool remembers, micro-batches, few bits of Adam's averages, and readers."""
+    changed = ("batch_size", "augment.remix.group_size", "data.workers", "trainer.limit_train")
+    line = [each for each in overrides if not each.startswith(changed)]
+    line += ["experiment=low_memory", "data.workers=2", "trainer.limit_train_batches=12"]
+    began = time.monotonic()
+    child = forked.start(line, tmp_path / "log", folder=tmp_path / "whole")
+    assert forked.wait(child) == 0, (tmp_path / "log").read_text()
+    whole = tmp_path / "whole", time.monotonic() - began
+    faults = [{"kill_at_step": 5}, {"kill_in_write": 3}, *[{}] * 6]
+    found = assert_kills_change_nothing(forked, line, tmp_path / "run", whole, faults)
+    assert len(found) > 2
+    state = load(tmp_path / "whole" / "last.ckpt")["optimizer_states"][0]["state"]
+    assert {each["exp_avg"].dtype for each in state.values()} == {torch.bfloat16}
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(
@@ -117,6 +144,20 @@ def test_a_run_that_is_told_to_stop_says_so_with_its_status(
     os.kill(child, number)
     assert forked.wait(child) == 128 + number, log.read_text()
     assert load(folder / "last.ckpt")["global_step"] > 0
+
+
+def test_a_run_that_is_stopped_within_its_first_step_says_that_there_is_no_checkpoint(
+    forked: Forks, overrides: list[str], tmp_path: Path
+) -> None:
+    folder, log = tmp_path / "early", tmp_path / "log"
+    line = [*overrides, "trainer.accumulate_grad_batches=4", "checkpoint.every_n_steps=0"]
+    child = forked.start([*line, f"hydra.run.dir={folder}"], log, slow=1.0)
+    while "step 0" not in (log.read_text() if log.exists() else ""):
+        time.sleep(0.02)
+    os.kill(child, signal.SIGTERM)
+    assert forked.wait(child) == 128 + signal.SIGTERM, log.read_text()
+    assert "Stopped. This run has no checkpoint yet." in log.read_text()
+    assert not (folder / "last.ckpt").exists()
 
 
 def test_ctrl_c_twice_ends_at_once(forked: Forks, overrides: list[str], tmp_path: Path) -> None:

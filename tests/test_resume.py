@@ -178,6 +178,24 @@ def test_a_validation_that_was_interrupted_is_made_up_for(
     assert len(validations(tmp_path / "whole")) == EPOCHS * BATCHES // interval
 
 
+def test_the_loss_of_a_resumed_epoch_is_that_of_its_rest(
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    overrides += ["trainer.enable_progress_bar=true"]
+    with monkeypatch.context() as patch:
+        stop(patch, "training_step", (0, 2), fail)
+        with pytest.raises(RuntimeError, match="cable"):
+            train(overrides, tmp_path / "stopped")
+    with caplog.at_level("INFO", "demucs_lightning.callbacks.progress"):
+        resume = f"resume_checkpoint={tmp_path}/stopped/last.ckpt"
+        train([*overrides, resume], tmp_path / "continued")
+    lines = [each.message for each in caplog.records if each.message.startswith("epoch ")]
+    assert ["since the resume" in line for line in lines] == [True, False]
+
+
 def test_a_killed_run_loses_only_what_came_after_the_last_save(
     overrides: list[str], tmp_path: Path
 ) -> None:

@@ -195,7 +195,30 @@ def test_of_four_the_first_survivor_speaks(forked: Forks, overrides: list[str], 
     assert run.ended() == [1, 1, -signal.SIGKILL, 1], run.everything()
     (said,) = run.errors()
     assert said.startswith("error: Process 2 of 4 has died. To continue: ")
-    assert load(home / "quartet")["global_step"] in (2, 3)  # written when it was noticed
+    last = home / "quartet" / "last.ckpt"
+    assert load(last.parent)["global_step"] in (2, 3)  # written when it was noticed
+    line = [*overrides, f"resume_checkpoint={last}", *in_folder(home / "reunion")]
+    again = Run(forked, line, home / "logs-reunion", torchruns(4))
+    assert again.ended() == [0] * 4, again.everything()
+    assert load(home / "reunion")["global_step"] == STEPS
+
+
+def test_a_process_that_hangs_is_given_up(forked: Forks, overrides: list[str], home: Path) -> None:
+    folder = home / "hangs"
+    line = [*overrides, "distributed.timeout=0.1", *in_folder(folder)]  # 6 seconds
+    faults = dict.fromkeys(range(2), {"slow": 0.5})
+    run = Run(forked, line, home / "logs-hangs", torchruns(2), faults)
+    await_line(run.logs / "0.log", "step 1")
+    run.signal(signal.SIGSTOP, 1)
+    try:
+        assert forked.wait(run.children[0], seconds=MINUTE) == 1, run.everything()
+    finally:
+        run.signal(signal.SIGKILL, 1)
+        forked.wait(run.children[1])
+    (said,) = run.errors()
+    assert "another process has not answered for as long as distributed.timeout allows." in said
+    assert "Traceback" not in run.said(0)
+    assert load(folder)["global_step"] > 0
 
 
 def test_a_survivor_that_waits_in_vain_is_ended(

@@ -67,7 +67,9 @@ class Progress(ProgressBar):
         left = tqdm.format_interval(int(pace * max(0, _batches(trainer) - done)))
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         with tqdm.external_write_mode():  # the line goes above the bar
-            log.info(" · ".join([epoch, *_summary(trainer.callback_metrics), f"{left} left"]))
+            within = self.first > trainer.current_epoch * int(self.total_train_batches)
+            parts = _summary(trainer.callback_metrics, " since the resume" if within else "")
+            log.info(" · ".join([epoch, *parts, f"{left} left"]))
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         self._close()
@@ -81,9 +83,12 @@ class Progress(ProgressBar):
             self.bar = None
 
 
-def _summary(metrics: Mapping[str, Any]) -> list[str]:
-    losses = {"loss": "train/loss", "valid loss": "valid/loss"}
-    parts = [f"{name} {float(metrics[key]):.4f}" for name, key in losses.items() if key in metrics]
+def _summary(metrics: Mapping[str, Any], of_what: str) -> list[str]:
+    """``of_what`` says which steps of the epoch the training loss is the mean of, if not all."""
+    losses = (("loss", "train/loss", of_what), ("valid loss", "valid/loss", ""))
+    parts = [
+        f"{name} {float(metrics[key]):.4f}{steps}" for name, key, steps in losses if key in metrics
+    ]
     for key, value in metrics.items():
         if key.startswith("valid/nsdr"):
             name = key.removeprefix("valid/").replace("_", " ")

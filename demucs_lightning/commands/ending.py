@@ -2,6 +2,7 @@
 and jobs that Slurm or torchrun starts again.
 """
 
+import errno
 import logging
 import signal
 import sys
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 SILENT = "Timed out waiting"  # what gloo says of a process that is there but does not answer
 NO_ANSWER = "another process has not answered for as long as distributed.timeout allows."
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 NONE, SAME, OTHER = "none", "same", "other"
 REQUEUED = "requeued.txt"  # in the folder of a job's run: how often Slurm had started it again
 
@@ -88,7 +90,8 @@ def guarded(trainer: Trainer) -> Iterator[None]:
     """
     stopping, watch = _part(trainer, Stopping), _part(trainer, Watch)
     try:
-        yield
+        with _unseen():
+            yield
         if stopping.number:  # it came with the last step
             raise SIGTERMException
     except SIGTERMException:
@@ -99,6 +102,8 @@ def guarded(trainer: Trainer) -> Iterator[None]:
         watch.check()
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # else the others wait for this one
+        if isinstance(error, OSError) and error.errno in FULL and not error.filename:
+            error.filename = str(_part(trainer, Checkpoints).last.parent)
         how = _how_to_continue(trainer)
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes it a status of 1
             raise _noted(KeyboardInterrupt(), how) from None
@@ -106,6 +111,24 @@ def guarded(trainer: Trainer) -> Iterator[None]:
             raise _noted(TimeoutError(NO_ANSWER), how) from error
         _noted(error, how)
         raise
+
+
+@contextmanager
+def _unseen() -> Iterator[None]:
+    """While it lasts, a full disk shows no traceback of a thread or a log: TensorBoard's thread
+    keeps the exception for who writes next, and a log is not worth a run.
+    """
+    shown, logs = threading.excepthook, logging.raiseExceptions
+
+    def show(failed: threading.ExceptHookArgs) -> None:
+        if getattr(failed.exc_value, "errno", None) not in FULL:
+            shown(failed)
+
+    threading.excepthook, logging.raiseExceptions = show, False
+    try:
+        yield
+    finally:
+        threading.excepthook, logging.raiseExceptions = shown, logs
 
 
 def _noted(error: Caught, note: str) -> Caught:
@@ -125,7 +148,8 @@ def _stopped(trainer: Trainer, stopping: Stopping, watch: Watch) -> NoReturn:
     if watch.lost is not None and watch.tells and not watch.lost.failed:
         # Its launcher may have stopped this process just for that.
         log.error("Process %d of %d has died.", watch.lost.rank, watch.world)
-    log.info("Stopped. %s", _how_to_continue(trainer) or "This run has no checkpoint yet.")
+    none = "This run has no checkpoint yet." if trainer.is_global_zero else ""
+    log.info("%s", " ".join(["Stopped.", _how_to_continue(trainer) or none]).rstrip())
     leave(stopping.number or signal.SIGTERM)
 
 

@@ -11,10 +11,15 @@ import os
 import socket
 import threading
 import uuid
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes may take over one claim
+    fcntl = None
 
 BEAT = 10.0  # seconds between two touches of a claim
 STALE = 60.0  # seconds without one after which its owner is taken for dead
@@ -76,6 +81,7 @@ class Claims:
 
     def _create(self, path: Path) -> None:
         """Whole at once: half a claim, of a process killed meanwhile, would count for a minute."""
+        self.folder.mkdir(parents=True, exist_ok=True)  # the last to leave has removed it
         draft = self.folder / f".{uuid.uuid4().hex}"
         owner = {"host": host(), "pid": os.getpid(), "token": self.token}
         draft.write_text(json.dumps(owner), encoding="utf-8")
@@ -119,12 +125,32 @@ class Claims:
             probe.unlink(missing_ok=True)
 
     def _remove(self, path: Path) -> bool:
-        """Put a dead process' claim aside; False if another process was faster."""
+        """Remove a dead process' claim; False if another process does, or has claimed the track."""
+        if fcntl is None:
+            return self._put_aside(path)
+        with ExitStack() as opened:
+            try:
+                file = opened.enter_context(path.open("r+b"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                same = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            except FileNotFoundError:
+                return True  # given back meanwhile
+            except BlockingIOError:
+                return False
+            except OSError:  # a disk without locks
+                return self._put_aside(path)
+            if not same or self._is_alive(path):
+                return False
+            path.unlink(missing_ok=True)
+            return True
+
+    def _put_aside(self, path: Path) -> bool:
+        """The same without a lock: in a moment between, a third process may claim the track too."""
         aside = self.folder / f".{uuid.uuid4().hex}"
         try:
             path.rename(aside)
         except FileNotFoundError:
-            return True  # given back meanwhile
+            return True
         alive = self._is_alive(aside)
         if alive:  # another process has put the dead one's aside, and this was its own
             with suppress(FileExistsError):

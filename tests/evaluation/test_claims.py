@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
+from demucs_lightning.evaluation import claims as claims_module
 from demucs_lightning.evaluation.claims import Claims, host
 
 
@@ -54,6 +56,39 @@ def test_of_many_that_ask_at_once_one_gets_it(folder):
     assert sum(got) == 1
     assert json.loads(path.read_text())["token"] == claims[got.index(True)].token
     assert [each.name for each in folder.iterdir()] == ["a"]
+
+
+def test_who_was_slow_to_judge_leaves_a_new_claim_alone(folder):
+    left_by(folder, pid=ended(), machine=host())
+    first, third = Claims(folder), Claims(folder)
+    got = []
+
+    class Slow(Claims):
+        """While it judges a claim, the others ask: before it removes it, and while it does."""
+
+        asking = iter([first, third])
+
+        def _is_alive(self, path):
+            alive = super()._is_alive(path)
+            got.extend(each.take("a") for each in [next(self.asking, None)] if each)
+            return alive
+
+    slow = Slow(folder)
+    assert not slow.take("a")
+    assert got == [True, False]
+    assert json.loads((folder / "a").read_text())["token"] == first.token
+
+
+def test_claims_of_the_dead_are_taken_over_without_locks(folder, monkeypatch):
+    def lacks(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(claims_module, "fcntl", SimpleNamespace(flock=lacks, LOCK_EX=2, LOCK_NB=4))
+    left_by(folder, pid=ended(), machine=host())
+    assert Claims(folder).take("a")
+    left_by(folder, pid=ended(), machine=host())
+    monkeypatch.setattr(claims_module, "fcntl", None)
+    assert Claims(folder).take("a")
 
 
 @pytest.mark.parametrize(
