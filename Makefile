@@ -58,6 +58,7 @@ bench: $(STAMP)
 	@$(BIN)/python benchmarks/loader.py
 	@$(BIN)/python benchmarks/train_step.py
 	@$(BIN)/python benchmarks/memory.py
+	@$(BIN)/python benchmarks/optimizer_state.py
 	@$(BIN)/python benchmarks/separate.py
 	@$(BIN)/python benchmarks/metrics.py
 

@@ -45,8 +45,8 @@ class Graphed:
         return _Replayed.apply(self, mixture, *self.weights)
 
     def _run(self) -> Tensor:
-        self.live = self.model(self.mixture)
-        return self.live
+        estimates = self.live = self.model(self.mixture)
+        return estimates
 
     def _return(self) -> tuple[Tensor | None, ...]:
         assert self.live is not None
