@@ -5,14 +5,16 @@ import logging
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 
-from demucs_lightning.commands import ending, settings
+from demucs_lightning.commands import ending, settings, start
 from demucs_lightning.commands import train as training
 from demucs_lightning.training import LitSeparator
 
@@ -35,6 +37,13 @@ def failing(monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException) -> N
 
 
 WAITED = RuntimeError("[unbound_buffer.cc:78] Timed out waiting 18000ms for recv operation")
+GONE = RuntimeError(
+    "Rank 1 successfully reached monitoredBarrier, but received errors while waiting for send/recv "
+    "from rank 0: [pair.cc:553] Connection closed by peer [127.0.0.1]:29500"
+)
+NOBODY = distributed.DistNetworkError(
+    "No answer while trying to connect to (no.such.host, 29579).\nException raised from ..."
+)
 MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
@@ -44,6 +53,8 @@ MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.
         (MEMORY, "error: The device ran out of memory with batch_size=4, segment=2, "),
         (OSError("a cable was pulled"), "error: a cable was pulled"),
         (WAITED, "error: another process has not answered for as long as distributed.timeout"),
+        (GONE, "error: Process 0 of 1 has died."),
+        (NOBODY, "error: No answer while trying to connect to (no.such.host, 29579). Are MASTER_"),
         (TypeError("a bug"), "TypeError: a bug"),
         (RuntimeError("another bug"), "RuntimeError: another bug"),
     ],
@@ -72,6 +83,45 @@ def test_whatever_ends_a_run_it_says_how_to_continue(
         settings.compose([*overrides, f"resume_checkpoint={last}"]), tmp_path / "continued"
     )
     assert trained.trainer.global_step == 2
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "said"),
+    [
+        (training, "score_best", "Stopped. To continue: resume_checkpoint="),
+        (start, "begin", "Stopped."),
+    ],
+    ids=["before the test", "while data are prepared"],
+)
+def test_a_signal_outside_of_training_is_heard(
+    overrides: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    place: Any,
+    name: str,
+    said: str,
+) -> None:
+    def told(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(place, name, told)
+    with pytest.raises(SystemExit) as stop:
+        training.main(overrides)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert said in "".join(capfd.readouterr())
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_checkpoints_that_will_be_replaced_are_named(
+    overrides: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = settings.compose(overrides)
+    (tmp_path / "last.ckpt").touch()
+    assert ending.continued(cfg, tmp_path) is cfg
+    said = f"{tmp_path}/last.ckpt is of another run: this one will replace it."
+    assert caplog.messages == [said]
 
 
 def test_a_disk_that_curves_fill_is_named(

@@ -4,6 +4,7 @@ and jobs that Slurm or torchrun starts again.
 
 import errno
 import logging
+import re
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from demucs_lightning.scale.launch import SRUN
 
 log = logging.getLogger(__name__)
 
+LOST = ("Connection closed by peer", "Connection reset by peer")  # what gloo says of one that died
 SILENT = "Timed out waiting"  # what gloo says of a process that is there but does not answer
 NO_ANSWER = "another process has not answered for as long as distributed.timeout allows."
 
@@ -50,6 +52,8 @@ def continued(cfg: DictConfig, folder: Path) -> DictConfig:
             f"{folder} holds another run of this Slurm job: give this one a folder of its own, "
             "hydra.run.dir=..., or continue that one, resume_checkpoint=..."
         )
+    if here == NONE and last.is_file() and launch.rank == 0 and cfg.resume_checkpoint is None:
+        log.warning("%s is of another run: this one will replace it.", last)
     if launch.job and launch.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / REQUEUED).write_text(str(launch.requeued))
@@ -75,11 +79,32 @@ def _found(launch: Launch, folder: Path) -> str:
     """
     if not (folder / "last.ckpt").is_file():
         return NONE
-    if not launch.job or launch.restarts > launch.requeued:  # torchrun's own restarts
+    if not launch.job or launch.restarts > launch.requeued:  # torchrun's own restarts, or none
         return SAME if launch.restarts else NONE
     mark = folder / REQUEUED
     now = not launch.requeued or (mark.is_file() and mark.read_text() == str(launch.requeued))
     return OTHER if now else SAME
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """A SIGTERM ends the run at once where training doesn't wait for it: while data are prepared,
+    or between training and the test.
+    """
+    own = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _told) if own else None
+    try:
+        yield
+    except SIGTERMException:
+        log.info("Stopped.")
+        leave(signal.SIGTERM)
+    finally:
+        if own:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _told(*_: Any) -> NoReturn:
+    raise SIGTERMException
 
 
 @contextmanager
@@ -109,6 +134,8 @@ def guarded(trainer: Trainer) -> Iterator[None]:
             raise _noted(KeyboardInterrupt(), how) from None
         if SILENT in str(error):
             raise _noted(TimeoutError(NO_ANSWER), how) from error
+        if any(words in str(error) for words in LOST):
+            raise _noted(ConnectionError(_died(str(error), trainer.world_size)), how) from error
         _noted(error, how)
         raise
 
@@ -129,6 +156,11 @@ def _unseen() -> Iterator[None]:
         yield
     finally:
         threading.excepthook, logging.raiseExceptions = shown, logs
+
+
+def _died(said: str, world: int) -> str:
+    rank = re.search(r"from rank (\d+)", said)
+    return f"{f'Process {rank[1]}' if rank else 'Another process'} of {world} has died."
 
 
 def _noted(error: Caught, note: str) -> Caught:

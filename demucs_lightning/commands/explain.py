@@ -34,7 +34,8 @@ def mistakes() -> tuple[type[BaseException], ...]:
         for module, name in OF_SETTINGS.items()
         if module in sys.modules
     ]
-    return (ValueError, OSError, torch.OutOfMemoryError, *loaded)
+    lost = (distributed.DistNetworkError, distributed.DistStoreError)
+    return (ValueError, OSError, torch.OutOfMemoryError, *lost, *loaded)
 
 
 @contextmanager
@@ -97,6 +98,10 @@ def sentence(error: BaseException) -> str:
     if is_memory(error):
         return OUT_OF_MEMORY
     text = str(error).strip()
+    if isinstance(error, distributed.DistNetworkError):  # the rest is where in torch
+        return f"{text.splitlines()[0]} Are MASTER_ADDR and MASTER_PORT those of the first process?"
+    if isinstance(error, distributed.DistStoreError):
+        return "another process has not answered, or is gone: see what it says itself."
     if (
         text.startswith("Caught ") and "Original Traceback" in text
     ):  # from a process that loads data

@@ -53,7 +53,8 @@ def less_memory(cfg: DictConfig) -> str:
 
 def train(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
-    run(cfg, Path(hydra.runtime.output_dir), given=settings.given(hydra.overrides.task))
+    with ending.stoppable():
+        run(cfg, Path(hydra.runtime.output_dir), given=settings.given(hydra.overrides.task))
 
 
 def run(cfg: DictConfig, folder: Path, *, given: Collection[str] = ()) -> LitSeparator:

@@ -47,15 +47,24 @@ def current(environment: Mapping[str, str] | None = None) -> Launch:
         return _torchrun(env)
     if "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in INTERACTIVE:
         return _slurm(env)
+    if "RANK" in env and number(env, "WORLD_SIZE", "1") > 1:
+        raise ValueError(
+            "RANK and WORLD_SIZE are those of one process of several, but neither torchrun nor "
+            "srun has started it: start with one of them, or unset both."
+        )
     return Launch()
 
 
 def _torchrun(env: Mapping[str, str]) -> Launch:
     requeued = number(env, "SLURM_RESTART_COUNT", "0")
+    rank, world = number(env, "RANK"), number(env, "WORLD_SIZE", least=1)
+    number(env, "MASTER_PORT", "0")
+    if rank >= world:
+        raise ValueError(f"RANK={rank}, but WORLD_SIZE={world}: ranks count from 0.")
     return Launch(
         TORCHRUN,
-        rank=number(env, "RANK"),
-        world=number(env, "WORLD_SIZE", least=1),
+        rank=rank,
+        world=world,
         local=number(env, "LOCAL_RANK"),
         processes=number(env, "LOCAL_WORLD_SIZE", least=1),
         machine=number(env, "GROUP_RANK", "0"),

@@ -54,6 +54,19 @@ def test_slurm_mistakes_are_said(changed: dict[str, str | None], said: str) -> N
         launch.current(env)
 
 
+def test_a_rank_of_others_is_refused() -> None:
+    with pytest.raises(ValueError, match="RANK=8, but WORLD_SIZE=8: ranks count from 0"):
+        launch.current({**TORCHRUN, "RANK": "8"})
+    with pytest.raises(ValueError, match="MASTER_PORT is 'hello'"):
+        launch.current({**TORCHRUN, "MASTER_PORT": "hello"})
+    alone = {key: value for key, value in TORCHRUN.items() if key != "TORCHELASTIC_RUN_ID"}
+    with pytest.raises(ValueError, match="neither torchrun nor srun has started it"):
+        launch.current(alone)
+    with pytest.raises(ValueError, match="variable WORLD_SIZE is 'two'"):
+        launch.current({"RANK": "1", "WORLD_SIZE": "two"})
+    assert launch.current({"RANK": "0", "WORLD_SIZE": "1"}) == launch.Launch()
+
+
 @pytest.mark.parametrize("env", [TORCHRUN, SLURM])
 def test_a_variable_that_is_no_number_is_named(env: dict[str, str]) -> None:
     counts = {"WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "SLURM_NTASKS", "SLURM_NNODES"}
