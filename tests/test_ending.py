@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed
 from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
+from torch import distributed
 
 from demucs_lightning.commands import ending, settings, start
 from demucs_lightning.commands import train as training
