@@ -106,6 +106,14 @@ def test_a_folder_that_can_not_be_made(
     assert f"set {key} to" in line
 
 
+def test_several_values_of_one_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        training.main(["gpus=2,3"])
+    assert stop.value.code == 1
+    said = "gpus=2,3 is several values: gpus=[2,3] is a list, \"gpus='2,3'\" a text, and -m starts"
+    assert capsys.readouterr().err == f"error: {said} a run with each.\n"
+
+
 def test_a_missing_test_set_is_said_before_training(
     tiny: list[str], tmp_path: Path, musdb_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -283,4 +291,4 @@ def test_a_gpu_that_runs_out_of_memory_says_what_takes_less(
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: The device ran out of memory with batch_size=4, segment=11, ")
     assert re.search(r": try, by estimate, experiment=low_memory \(about \d+ MB less\), m", said)
-    assert said.endswith(". It asked for 2.00 GiB more of 7.79 GiB.")
+    assert said.endswith(". It asked for 2.1 GB more of 8.4 GB.")

@@ -1,7 +1,9 @@
 """Room for checkpoints is looked for before anything slow, and never too much of it."""
 
 import shutil
+import sys
 from pathlib import Path
+from subprocess import PIPE, Popen
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +11,14 @@ import pytest
 
 from demucs_lightning.commands import room, settings
 from demucs_lightning.commands import train as training
+
+HOLDS = """
+import pathlib, sys
+from demucs_lightning.commands.room import alone
+with alone(pathlib.Path(sys.argv[1])):
+    print("it", flush=True)
+    input()
+"""
 
 
 @pytest.fixture
@@ -106,3 +116,25 @@ def test_hard_links_count_once(tmp_path: Path) -> None:
     (tmp_path / "last.ckpt").unlink()
     (tmp_path / "last.ckpt").write_bytes(b"123")
     assert taken(tmp_path) == 8
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(room, "PATIENCE", 0.1)
+    folder = tmp_path / "run"
+    with Popen([sys.executable, "-c", HOLDS, str(folder)], stdin=PIPE, stdout=PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"it\n"
+        with pytest.raises(SystemExit) as stop:
+            training.main([*overrides, f"hydra.run.dir={folder}"])
+        assert stop.value.code == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: Another run writes into {folder}: wait for its end, or ")
+        assert not (folder / "settings.yaml").exists()
+        other.kill()
+    with room.alone(folder):
+        pass

@@ -224,6 +224,8 @@ def test_defaults_are_those_of_the_design() -> None:
         ("gpus=-1", "gpus is -1"),
         ("gpus=[]", "gpus is []: it must be a number of GPUs (gpus=2, or 0 for the CPU) or a"),
         ("memory=null", "memory is null: it must be one of fast, balanced, low."),
+        ("model.memory=low2", "model.memory is 'low2': it must be one of fast, balanced, low."),
+        ("optim.state=null", "optim.state is None: it must be one of fp32, bf16, 8bit."),
         ("data_augmentation=maybe", "data_augmentation is 'maybe': it must be true or false."),
         ("data_root=[1]", "data_root is [1]: it must be text."),
         ("model.depth=deep", "model.depth is 'deep': it must be a whole number."),
@@ -387,8 +389,8 @@ def test_a_full_gpu_is_told_whatever_notices_it(
     assert capsys.readouterr().err == f"error: {OUT_OF_MEMORY}\n"
 
 
-def test_the_memory_of_the_machine_is_told_in_mebibytes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_memory_of_the_machine_is_told_in_units_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     words = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4294967296 bytes."
     with pytest.raises(SystemExit), explained():
         raise RuntimeError(words)
-    assert capsys.readouterr().err == f"error: {OUT_OF_MEMORY} It asked for 4,096 MiB more.\n"
+    assert capsys.readouterr().err == f"error: {OUT_OF_MEMORY} It asked for 4.3 GB more.\n"

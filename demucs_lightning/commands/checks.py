@@ -34,10 +34,12 @@ ANY = (  # more than one type; what takes them says what is wrong
     "gpus",
     "memory",
     "model.memory",
+    "optim.state",
     "trainer.check_val_every_n_epoch",
     "trainer.deterministic",
     "trainer.gradient_clip_val",
     "trainer.precision",
+    "trainer.strategy",
 )
 POSITIVE = (
     *("samplerate", "segment", "epochs", "batch_size", "dset.shift", "model.segment"),
@@ -92,6 +94,7 @@ def check_values(cfg: DictConfig) -> None:
     _check_gpus(cfg.gpus)
     _check_devices(cfg.trainer.devices)
     _check_choice("memory", cfg.memory, MEMORY)
+    _check_choice("model.memory", cfg.model.get("memory", cfg.memory), MEMORY)
     _check_choice("compile", str(cfg.compile).lower(), ("false", *MAKERS))
     _check_choice("trainer.accelerator", cfg.trainer.accelerator, ACCELERATORS)
     nsdr = [f"valid/nsdr_{source}" for source in cfg.sources]

@@ -13,6 +13,7 @@ from torch import distributed
 
 from demucs_lightning.commands import INTERRUPTED
 from demucs_lightning.commands.advice import OUT_OF_MEMORY
+from demucs_lightning.data.disk import amount
 from demucs_lightning.scale.launch import current
 from demucs_lightning.separation.memory import is_memory
 
@@ -24,7 +25,8 @@ OF_SETTINGS = {
 }
 
 ASKED = re.compile(r"tried to allocate ([\d.]+) (\w+)", re.IGNORECASE)
-CAPACITY = re.compile(r"total capacity of ([\d.]+ \w+)")
+CAPACITY = re.compile(r"total capacity of ([\d.]+) (\w+)")
+UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def mistakes() -> tuple[type[BaseException], ...]:
@@ -68,12 +70,14 @@ def notes(error: BaseException) -> list[str]:
 
 def _lacked(error: BaseException) -> str:
     """How much was asked for, and how much the device has, as far as torch says so."""
-    asked, capacity = (pattern.search(str(error)) for pattern in (ASKED, CAPACITY))
+    asked, capacity = (_size(pattern.search(str(error))) for pattern in (ASKED, CAPACITY))
     if not asked:
         return ""
-    number, unit = asked.groups()
-    size = f"{int(number) / 2**20:,.0f} MiB" if unit == "bytes" else f"{number} {unit}"
-    return f" It asked for {size} more{f' of {capacity[1]}' if capacity else ''}."
+    return f" It asked for {asked} more{f' of {capacity}' if capacity else ''}."
+
+
+def _size(found: re.Match[str] | None) -> str:
+    return amount(int(float(found[1]) * UNITS.get(found[2], 1))) if found else ""
 
 
 def _is_said() -> bool:

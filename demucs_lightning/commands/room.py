@@ -1,21 +1,68 @@
-"""Whether the disk has room for the checkpoints of a run, which is known before it begins."""
+"""Whether a run has its folder for itself, and the disk room for its checkpoints: both are known
+before it begins.
+"""
 
 import logging
+import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor
 
 from demucs_lightning.data.disk import amount, check_space
 from demucs_lightning.moments import BLOCK
 
+try:
+    import fcntl
+except ImportError:  # not POSIX: two runs in one folder are then the user's to avoid
+    fcntl = None
+
 log = logging.getLogger(__name__)
 
+PATIENCE = 10  # seconds: a process that was killed gives up its lock when its memory is freed
 LONG = 20  # validations, one of which will not be the best so far
 # Bytes of one of Adam's two averages, of a weight; fp32 stands for the type of the weight itself.
 STATES = {"bf16": 2.0, "8bit": 1 + 4 / BLOCK}
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep ``folder`` for this run while the block lasts, wherever its disk has locks.
+
+    Raises ValueError where another run has it.
+    """
+    if fcntl is None or rank_zero_only.rank:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, late = os.open(folder, os.O_RDONLY), time.monotonic() + PATIENCE
+    try:
+        while not _locks(handle):
+            if time.monotonic() > late:
+                raise ValueError(
+                    f"Another run writes into {folder}: wait for its end, or give this one a "
+                    "folder of its own, hydra.run.dir=..."
+                )
+            time.sleep(0.1)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _locks(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # a network's disk without locks
+        log.debug("no lock: %s", error)
+    return True
 
 
 def check_room(cfg: DictConfig, module: Any, folder: Path) -> None:

@@ -154,6 +154,8 @@ def _checked(argv: list[str]) -> list[str]:
     ):
         return argv
     parsed = _parsed(flags.overrides)
+    if not flags.multirun:
+        _check_single(parsed)
     compose([_first(each) for each in parsed], config_dir=flags.config_dir)
     if not flags.cfg and not flags.info:
         _check_folder(parsed, "hydra.sweep.dir" if flags.multirun else "hydra.run.dir")
@@ -163,6 +165,17 @@ def _checked(argv: list[str]) -> list[str]:
         for each in parsed
     }
     return [changed.get(word, word) for word in argv]
+
+
+def _check_single(parsed: list[Override]) -> None:
+    """Raise ValueError where a setting has several values and one run is wanted."""
+    for each in parsed:
+        if each.is_sweep_override():
+            key, _, value = str(each.input_line).partition("=")
+            raise ValueError(
+                f"{each.input_line} is several values: {key}=[{value}] is a list, "
+                f"\"{key}='{value}'\" a text, and -m starts a run with each."
+            )
 
 
 def _check_folder(parsed: list[Override], key: str) -> None:

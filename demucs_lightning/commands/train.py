@@ -26,7 +26,7 @@ from demucs_lightning.callbacks import (
     Watch,
 )
 from demucs_lightning.commands import advice, ending, hardware, processes, settings, speed, start
-from demucs_lightning.commands.room import check_room
+from demucs_lightning.commands.room import alone, check_room
 from demucs_lightning.losses import SeparationLoss
 from demucs_lightning.optim import Optimization, steps_of
 from demucs_lightning.scale import current, meet_again
@@ -53,8 +53,9 @@ def less_memory(cfg: DictConfig) -> str:
 
 def train(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
-    with ending.stoppable():
-        run(cfg, Path(hydra.runtime.output_dir), given=settings.given(hydra.overrides.task))
+    folder = Path(hydra.runtime.output_dir)
+    with ending.stoppable(), alone(folder):
+        run(cfg, folder, given=settings.given(hydra.overrides.task))
 
 
 def run(cfg: DictConfig, folder: Path, *, given: Collection[str] = ()) -> LitSeparator:

@@ -136,6 +136,7 @@ def test_the_launcher_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
         (TORCHRUN, "trainer.num_nodes=3", "trainer.num_nodes=3, but torchrun runs on 2"),
         ({}, "trainer.num_nodes=2", "with torchrun or srun, as docs/launch.md says"),
         ({}, "trainer.strategy=dpp", "must be one of auto, ddp"),
+        ({}, "trainer.strategy=null", "must be one of auto, ddp"),
         ({}, "trainer.strategy=fsdp", "and this run has one: take several GPUs"),
         (TORCHRUN, "trainer.strategy=fsdp svd.penalty=1e-5", "svd.penalty needs whole weights"),
         (TORCHRUN, "trainer.strategy=fsdp trainer.precision=64", "computes in 32 or bf16"),
