@@ -7,9 +7,9 @@ a process of its own, and prints the peak of its resident memory and the rate. T
 an hour for the stems at PCM_16, and half as much again for the file.
 """
 
-import argparse
 import math
 import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +19,7 @@ from machine import describe
 from torch import Tensor, nn
 
 from demucs_lightning import Separator, audio
+from demucs_lightning.commands.options import Parser, positive
 from demucs_lightning.separator import Target
 
 RATE = 44_100
@@ -50,11 +51,13 @@ def resident() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Memory and time of a very long file.")
-    parser.add_argument("--hours", type=float, default=4.0)
+    parser = Parser(description="Memory and time of a very long file.")
+    parser.add_argument("--hours", type=positive, default=4.0)
     parser.add_argument("--depth", default="FLOAT", choices=["PCM_16", "PCM_24", "FLOAT"])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     args = parser.parse_args()
+    if not args.folder.is_dir():
+        sys.exit(f"error: --folder: there is no folder {args.folder}.")
     print(describe("cpu"))
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         make(Path(folder, "song.wav"), args.hours)

@@ -7,15 +7,15 @@ parameters left out, in fp32 and under bf16 autocast, with each setting of ``mem
 batch size and segment multiply, on any device; it needs no GPU, and does not depend on the machine.
 """
 
-import argparse
 from types import SimpleNamespace
 
-import demucs
+import peer
 import torch
 from machine import describe
 from torch import Tensor, nn
 from train_step import MODELS, SOURCES
 
+from demucs_lightning.commands.options import Parser, positive
 from demucs_lightning.models.recompute import MEMORY
 
 
@@ -38,11 +38,11 @@ def saved_bytes(model: nn.Module, mixture: Tensor) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Bytes kept for backward, beside the reference's.")
+    parser = Parser(description="Bytes kept for backward, beside the reference's.")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--segment", type=float, default=10.0, help="seconds of the example")
+    parser.add_argument("--segment", type=positive, default=10.0, help="seconds of the example")
     args = parser.parse_args()
-    print(describe("cpu", demucs))
+    print(describe("cpu", peer.demucs))
     print(f"MB kept for backward of one {args.segment:g} s example")
     print(f"{'':<14}" + "".join(f"{each:>10}" for each in ("reference", *MEMORY)))
     mixture = torch.randn(1, 2, int(args.segment * 44100))

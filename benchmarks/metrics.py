@@ -9,7 +9,6 @@ memory is the peak of the whole process. This project scores a longer one too, t
 memory stays. museval's metrics.py is used without its package, whose import asks for ffmpeg.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -26,6 +25,7 @@ from machine import describe
 from torch import Tensor
 
 from demucs_lightning import audio
+from demucs_lightning.commands.options import Parser, count, positive
 from demucs_lightning.metrics import bss_eval_streamed
 
 RATE, SOURCES, CHANNELS = 44100, 4, 2
@@ -130,16 +130,22 @@ def compare(path: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="BSS Eval v4 of a track, beside museval's.")
-    parser.add_argument("--seconds", type=float, default=180.0, help="of the track for both")
-    parser.add_argument("--longer", type=float, default=540.0, help="of the track for this project")
-    parser.add_argument("--threads", type=int, default=2)
+    parser = Parser(description="BSS Eval v4 of a track, beside museval's.")
+    parser.add_argument("--seconds", type=positive, default=180.0, help="of the track for both")
+    parser.add_argument(
+        "--longer", type=positive, default=540.0, help="of the track for this project"
+    )
+    parser.add_argument("--threads", type=count, default=2)
     parser.add_argument("--side", choices=SIDES, help="measure one side (done by the benchmark)")
     parser.add_argument("--track", type=Path, help="the samples for --side")
     args = parser.parse_args()
     if args.side:
         measure(args.side, args.track, args.threads)
         return
+    if find_spec("museval") is None:
+        sys.exit(
+            "error: The package museval is missing: pip install --no-deps museval==0.4.1"
+        )
     torch.set_num_threads(args.threads)
     print(describe("cpu", np))
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,6 @@ optimizer alone in it, medians, the first step left out, over those of fp32.
 Without ``--data``, a folder in the layout of MUSDB18-HQ, the demo songs are made and used.
 """
 
-import argparse
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -23,6 +22,7 @@ from machine import describe
 from recipes import SOURCES, Ours, Recipe, same_weights
 
 from demucs_lightning.commands.explain import explained
+from demucs_lightning.commands.options import Parser, count, positive
 from demucs_lightning.data import MusdbHQ
 from demucs_lightning.data.demo import DemoSongs
 from demucs_lightning.models import HDemucs
@@ -84,15 +84,15 @@ def table(sides: list[Side], every: int) -> Iterator[str]:
 
 
 def arguments(argv: list[str] | None = None) -> Any:
-    parser = argparse.ArgumentParser(description="What optim.state does to loss and memory.")
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--every", type=int, default=20, help="steps of a line")
+    parser = Parser(description="What optim.state does to loss and memory.")
+    parser.add_argument("--steps", type=count, default=80)
+    parser.add_argument("--every", type=count, default=20, help="steps of a line")
     parser.add_argument("--data", type=Path, help="layout of MUSDB18-HQ; default: demo songs")
     parser.add_argument("--songs", type=Path, default=Path("demo_songs"), help="where those are")
-    parser.add_argument("--segment", type=float, default=1.2, help="seconds")
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--channels", type=int, default=6, help="width of the network")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--segment", type=positive, default=1.2, help="seconds")
+    parser.add_argument("--batch-size", type=count, default=2)
+    parser.add_argument("--channels", type=count, default=6, help="width of the network")
+    parser.add_argument("--lr", type=positive, default=3e-3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--clock", choices=("wall", "process"), default="wall", help="process: on a busy CPU"
@@ -103,11 +103,11 @@ def arguments(argv: list[str] | None = None) -> Any:
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     with explained():
+        print(describe(args.device))
         if args.steps < 2:
             raise ValueError(f"--steps is {args.steps}: it must be at least 2.")
         dset: Any = partial(MusdbHQ, args.data) if args.data else partial(DemoSongs, args.songs)
         extracts = dset(subset="training", segment=args.segment + SHIFT, shift=SHIFT)
-    print(describe(args.device))
     sides = [Side(state, extracts, args) for state in STATES]
     for _ in range(args.steps):
         for side in sides:

@@ -15,7 +15,6 @@ by about as much.
 Without ``--data``, a folder in the layout of MUSDB18-HQ, the demo songs are made and used.
 """
 
-import argparse
 import math
 import time
 from collections.abc import Callable
@@ -24,15 +23,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import demucs
+import peer
 import torch
-from demucs.hdemucs import HDemucs as ReferenceHDemucs
 from machine import describe
 from matplotlib.figure import Figure
 from recipes import SAMPLERATE, SOURCES, Ours, Recipe, Reference, same_weights
 from torch import nn
 
 from demucs_lightning.commands.explain import explained
+from demucs_lightning.commands.options import Parser, count, natural, positive
 from demucs_lightning.data import MusdbHQ
 from demucs_lightning.data.demo import DemoSongs
 from demucs_lightning.ema import ModelEMA
@@ -42,6 +41,7 @@ from demucs_lightning.models import HDemucs
 SMALL: dict[str, Any] = {"dconv_init": 1e-3, "dconv_mode": 0}
 COLOURS = {"reference fp32": "0.5", "ours fp32": "tab:blue", "ours bf16": "tab:orange"}
 AIM = 0.1  # dB
+SHIFT = 0.5  # seconds of an extract that augmentation takes
 PIECE = 8 * SAMPLERATE  # of a song that is separated at a time, by either side
 
 
@@ -136,13 +136,17 @@ def picture(runners: list[Runner], path: Path) -> None:
 
 def data_of(args: Any) -> tuple[Any, Any]:
     """Extracts to train with, and tracks to score. Raises ValueError or FileNotFoundError where the
-    songs, or the folder for the picture, are not there.
+    songs, or the folder for the picture, are not there, or extracts are too short.
     """
+    if args.segment <= SHIFT:
+        raise ValueError(
+            f"--segment is {args.segment}: it must be above {SHIFT}, the shift."
+        )
     for option, folder in (("--data", args.data), ("--out", args.out.absolute().parent)):
         if folder and not folder.is_dir():
             raise ValueError(f"{option}: there is no folder {folder}.")
     dset: Any = partial(MusdbHQ, args.data) if args.data else partial(DemoSongs, args.songs)
-    return dset(subset="training", segment=args.segment, shift=0.5), dset(subset="test")
+    return dset(subset="training", segment=args.segment, shift=SHIFT), dset(subset="test")
 
 
 def runners_of(extracts: Any, args: Any) -> list[Runner]:
@@ -150,14 +154,14 @@ def runners_of(extracts: Any, args: Any) -> list[Runner]:
         batch_size=args.batch_size,
         lr=args.lr,
         clip_grad=5.0,
-        shift=0.5,
+        shift=SHIFT,
         workers=args.workers,
         device=args.device,
     )
     kwargs = {"channels": args.channels, **SMALL}
     sides: dict[str, Any] = {
         "reference fp32": lambda: Reference(
-            same_weights(partial(ReferenceHDemucs, SOURCES, **kwargs)), extracts, recipe
+            same_weights(partial(peer.HDemucs, SOURCES, **kwargs)), extracts, recipe
         )
     }
     for precision in ("fp32", "bf16"):
@@ -173,23 +177,23 @@ def _ours(kwargs: Any, extracts: Any, recipe: Recipe, precision: str) -> Ours:
 
 
 def arguments(argv: list[str] | None = None) -> Any:
-    parser = argparse.ArgumentParser(description="What training learns in the same time.")
-    parser.add_argument("--minutes", type=float, default=20.0, help="of each side")
-    parser.add_argument("--points", type=int, default=8, help="scorings of each side")
-    parser.add_argument("--turn", type=float, default=5.0, help="seconds of a turn")
+    parser = Parser(description="What training learns in the same time.")
+    parser.add_argument("--minutes", type=positive, default=20.0, help="of each side")
+    parser.add_argument("--points", type=count, default=8, help="scorings of each side")
+    parser.add_argument("--turn", type=positive, default=5.0, help="seconds of a turn")
     parser.add_argument("--data", type=Path, help="layout of MUSDB18-HQ; default: demo songs")
     parser.add_argument("--songs", type=Path, default=Path("demo_songs"), help="where those are")
-    parser.add_argument("--held-out", type=int, default=4, help="songs that are scored")
-    parser.add_argument("--segment", type=float, default=2.5)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--channels", type=int, default=12, help="width of the network")
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--held-out", type=count, default=4, help="songs to score, at most")
+    parser.add_argument("--segment", type=positive, default=2.5)
+    parser.add_argument("--batch-size", type=count, default=4)
+    parser.add_argument("--channels", type=count, default=12, help="width of the network")
+    parser.add_argument("--lr", type=positive, default=3e-3)
+    parser.add_argument("--workers", type=natural, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--clock", choices=("wall", "process"), default="wall", help="process: on a busy CPU"
     )
-    parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
+    parser.add_argument("--threads", type=natural, default=0, help="0: as torch chooses")
     parser.add_argument("--out", type=Path, default=Path("quality.png"), help="the picture")
     return parser.parse_args(argv)
 
@@ -199,8 +203,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     with explained():
-        print(describe(args.device, demucs))
-        extracts, tracks = data_of(args)
+        print(describe(args.device, peer.demucs))
+        compare(args)
+
+
+def compare(args: Any) -> None:
+    """Prints the table, and draws the picture."""
+    extracts, tracks = data_of(args)
     songs = [tracks[index] for index in range(min(args.held_out, len(tracks)))]
     runners = runners_of(extracts, args)
     print(f"nSDR of {len(songs)} held-out songs" + "".join(f"{r.name:>24}" for r in runners))

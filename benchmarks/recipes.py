@@ -14,8 +14,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import demucs.augment
 import numpy as np
+import peer
 import soundfile
 import torch
 from torch import Tensor, nn
@@ -131,11 +131,11 @@ class Reference:
         self.model, self.recipe = model.to(recipe.device).train(), recipe
         self.optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
         self.augment = nn.Sequential(
-            demucs.augment.Shift(int(SAMPLERATE * recipe.shift)),
-            demucs.augment.FlipChannels(),
-            demucs.augment.FlipSign(),
-            demucs.augment.Scale(1, 0.25, 1.25),
-            demucs.augment.Remix(1, recipe.group_size),
+            peer.augment.Shift(int(SAMPLERATE * recipe.shift)),
+            peer.augment.FlipChannels(),
+            peer.augment.FlipSign(),
+            peer.augment.Scale(1, 0.25, 1.25),
+            peer.augment.Remix(1, recipe.group_size),
         )
         self.batches = self._batches(Floats(extracts))
 

@@ -24,7 +24,6 @@ networks that trained for weeks. For these there is ``--weights FILE``, of a sin
 955717e8-8726e21a.th: both sides load it. Time does not depend on the weights.
 """
 
-import argparse
 import contextlib
 import os
 import statistics
@@ -38,26 +37,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import demucs
+import peer
 import torch
 from aside import Aside
-from demucs.apply import apply_model
-from demucs.demucs import Demucs as ReferenceDemucs
-from demucs.hdemucs import HDemucs as ReferenceHDemucs
-from demucs.htdemucs import HTDemucs as ReferenceHTDemucs
 from machine import describe
 from torch import Tensor
 
 from demucs_lightning import Separator, audio, pretrained
+from demucs_lightning.commands.explain import explained
+from demucs_lightning.commands.options import Parser, count, natural, positive
 from demucs_lightning.models import Demucs, HDemucs, HTDemucs
 from demucs_lightning.pretrained import Package
 
 SOURCES = ["drums", "bass", "other", "vocals"]
 RATE = 44_100
 MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "Demucs": (Demucs, ReferenceDemucs, {"normalize": True, "segment": 10}),
-    "HDemucs": (HDemucs, ReferenceHDemucs, {"segment": 10}),
-    "HTDemucs": (HTDemucs, ReferenceHTDemucs, {"segment": 7.8}),
+    "Demucs": (Demucs, peer.Demucs, {"normalize": True, "segment": 10}),
+    "HDemucs": (HDemucs, peer.HDemucs, {"segment": 10}),
+    "HTDemucs": (HTDemucs, peer.HTDemucs, {"segment": 7.8}),
 }
 GAINS = {"initial": None, "trained": (0.0, 0.2), "loud": (0.2, 0.8)}
 LONGEST = 10.0  # seconds of a chunk
@@ -94,7 +91,7 @@ def loaded(klass: Any, package: Package) -> Any:
     model = klass(**package.kwargs)
     model.load_state_dict(package.state)
     model.eval()
-    if model.segment > LONGEST and not isinstance(model, HTDemucs | ReferenceHTDemucs):
+    if model.segment > LONGEST and not isinstance(model, HTDemucs | peer.HTDemucs):
         model.segment = LONGEST
     return model
 
@@ -143,7 +140,7 @@ def by_the_reference(
         mean, std = mono.mean(), mono.std()
         normed = ((mixture - mean) / std)[None]
         with torch.no_grad():
-            return apply_model(model, normed, shifts=0, device=DEVICE)[0].cpu() * std + mean
+            return peer.apply_model(model, normed, shifts=0, device=DEVICE)[0].cpu() * std + mean
 
     return {"reference": run}
 
@@ -205,24 +202,25 @@ def compare_commands(package: Package, mixture: Tensor, rounds: int, batch_size:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Separation beside the reference's.")
+    parser = Parser(description="Separation beside the reference's.")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--seconds", type=float, default=48.0, help="length of the recording")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
+    parser.add_argument("--seconds", type=positive, default=48.0, help="length of the recording")
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--threads", type=natural, default=0, help="0: as torch chooses")
     parser.add_argument("--command", action="store_true", help="the commands too")
-    parser.add_argument("--batch-size", type=int, help="chunks at once; default: as it suits")
+    parser.add_argument("--batch-size", type=count, help="chunks at once; default: as it suits")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--gains", choices=GAINS, default="trained", help="of random weights")
     weights.add_argument("--weights", type=Path, help="those of a model, in place of --models")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    print(describe(DEVICE, demucs))
+    print(describe(DEVICE, peer.demucs))
     mixture = recording(args.seconds)
     what = str(args.weights) if args.weights else f"random weights, {args.gains} gains"
     print(f"recording {args.seconds:g} s stereo, {DEVICE}, {what}")
-    given = [pretrained.read(args.weights)] if args.weights else []
+    with explained():
+        given = [pretrained.read(args.weights)] if args.weights else []
     for package in given or (random_package(name, args.gains) for name in args.models):
         print(compare(package, mixture, args.rounds, args.batch_size), flush=True)
         if args.command:

@@ -18,12 +18,12 @@ of the reference's forward and backward pass, nothing that is computed again, in
 a large matrix product reaches in the same precision. 360 epochs are of 18,368 extracts.
 """
 
-import argparse
 import gc
 import inspect
 import re
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,12 +31,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import demucs
+import peer
 import torch
 from aside import Aside
-from demucs.demucs import Demucs as ReferenceDemucs
-from demucs.hdemucs import HDemucs as ReferenceHDemucs
-from demucs.htdemucs import HTDemucs as ReferenceHTDemucs
 from machine import describe
 from recipes import SAMPLERATE, SOURCES, Ours, Recipe, Reference, noise_songs, same_weights
 from torch.nn import functional as F
@@ -44,15 +41,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from demucs_lightning.allocator import kept
 from demucs_lightning.commands.explain import explained
+from demucs_lightning.commands.options import Parser, count, natural, positive
 from demucs_lightning.compiled import MAKERS
 from demucs_lightning.data import MusdbHQ
 from demucs_lightning.models import Demucs, HDemucs, HTDemucs
 
 # The training configuration (conf/model), which differs from the constructors in these.
 MODELS: dict[str, Any] = {
-    "Demucs": (Demucs, ReferenceDemucs, {"normalize": False}),
-    "HDemucs": (HDemucs, ReferenceHDemucs, {"dconv_init": 1e-3}),
-    "HTDemucs": (HTDemucs, ReferenceHTDemucs, {}),
+    "Demucs": (Demucs, peer.Demucs, {"normalize": False}),
+    "HDemucs": (HDemucs, peer.HDemucs, {"dconv_init": 1e-3}),
+    "HTDemucs": (HTDemucs, peer.HTDemucs, {}),
 }
 MEMORY = ("fast", "balanced", "low")
 PRECISIONS = ("fp32", "bf16")
@@ -66,7 +64,7 @@ TABLE = (  # of the project's first issue, with the peak in MB that was publishe
     ("experiment=low_memory model=HDemucs", None),
 )
 COMPILED = {None: "", "true": " compiled", "cudagraphs": " cudagraphs"}
-MB = 2**20
+MIB = 2**20
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
 
@@ -217,7 +215,7 @@ def compare(name: str, extracts: Any, recipe: Recipe, args: Any) -> list[str]:
         days = EPOCHS * (EXTRACTS // recipe.batch_size) * took / 86_400
         lines.append(
             f"{name:<9}{label:<23}{1 / took:8.3f} steps/s  {slowest / took:5.2f}x  "
-            f"{peaks[label] / MB:7.0f} MB  {work / took / rate:5.1%}  {days:7.2f} days"
+            f"{peaks[label] / MIB:7.0f} MiB  {work / took / rate:5.1%}  {days:7.2f} days"
         )
     return lines
 
@@ -238,13 +236,14 @@ def table(args: Any) -> Iterator[str]:
             for memory in args.memory:
                 words = [*line.split(), *short, "trainer.precision=bf16", f"memory={memory}"]
                 cfg = settings.compose(words)
+                print(f"{line} memory={memory} ...", file=sys.stderr, flush=True)
                 peak = Peak(args.device)
                 start = time.perf_counter()
                 training.run(cfg, Path(folder) / "run")
                 took = time.perf_counter() - start
                 beside = f", published {published:,} MB" if published else ""
                 yield (
-                    f"{line} memory={memory}: peak {peak.read() / MB:,.0f} MB{beside} "
+                    f"{line} memory={memory}: peak {peak.read() / MIB:,.0f} MiB{beside} "
                     f"({took:.0f} s in all)"
                 )
                 shutil.rmtree(Path(folder) / "run")
@@ -252,25 +251,25 @@ def table(args: Any) -> Iterator[str]:
 
 
 def arguments(argv: list[str] | None = None) -> Any:
-    parser = argparse.ArgumentParser(description="Training steps beside the reference's.")
+    parser = Parser(description="Training steps beside the reference's.")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--memory", nargs="+", choices=MEMORY, default=list(memory_settings()))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument(
         "--compile", nargs="*", choices=MAKERS, default=[], help="as the setting compile, too"
     )
-    parser.add_argument("--segment", type=float, default=11.0, help="seconds of an extract")
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--segment", type=positive, default=11.0, help="seconds of an extract")
+    parser.add_argument("--batch-size", type=count, default=4)
+    parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument(
-        "--repeats", type=int, default=0, help="steps of a turn; 0: 10 on a GPU, 1 on a CPU"
+        "--repeats", type=natural, default=0, help="steps of a turn; 0: 10 on a GPU, 1 on a CPU"
     )
-    parser.add_argument("--workers", type=int, default=2, help="that read, on either side")
+    parser.add_argument("--workers", type=natural, default=2, help="that read, on either side")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="process: on a busy CPU, with --workers 0"
     )
-    parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
+    parser.add_argument("--threads", type=natural, default=0, help="0: as torch chooses")
     parser.add_argument("--table", action="store_true", help="peak memory of train.py")
     parser.add_argument("--override", nargs="*", default=[], help="settings of --table's runs")
     args = parser.parse_args(argv)
@@ -284,11 +283,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     with explained():
-        print(describe(args.device, demucs))
-    if args.table:
-        for line in table(args):
-            print(line, flush=True)
-        return
+        print(describe(args.device, peer.demucs))
+        if args.table:
+            for line in table(args):
+                print(line, flush=True)
+            return
     # A short extract is not to lose all of itself to the shift.
     shift = min(1.0, args.segment / 11)
     recipe = Recipe(

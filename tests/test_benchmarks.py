@@ -1,8 +1,10 @@
 """The benchmarks of training, at sizes that say nothing about speed."""
 
 import mmap
+import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SCRIPTS = ("memory", "metrics", "optimizer_state", "quality", "recipes", "separate", "train_step")
 TINY: dict[str, Any] = {"channels": 4, "depth": 4, "nfft": 256, "dconv_mode": 0}
 
 
@@ -21,11 +24,7 @@ def modules() -> Iterator[Any]:
     before = set(sys.modules)
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        import quality  # pyright: ignore[reportMissingImports]
-        import recipes  # pyright: ignore[reportMissingImports]
-        import train_step  # pyright: ignore[reportMissingImports]
-
-        yield SimpleNamespace(quality=quality, recipes=recipes, train_step=train_step)
+        yield SimpleNamespace(**{name: import_module(name) for name in SCRIPTS})
     finally:
         sys.path.remove(str(BENCHMARKS))
         for name in set(sys.modules) - before:
@@ -82,7 +81,7 @@ def test_a_line_for_each_side(modules: Any, models: None, extracts: Any) -> None
     for text, side in zip(lines, ("reference fp32", "fast fp32", "fast bf16"), strict=True):
         assert text.startswith("HDemucs")
         assert side in text
-        for unit in ("steps/s", "x  ", "MB", "%", "days"):
+        for unit in ("steps/s", "x  ", "MiB", "%", "days"):
             assert unit in text
     assert "1.00x" in lines[0]
 
@@ -132,8 +131,15 @@ def test_the_peak_of_a_side_has_its_weights(modules: Any) -> None:
     [
         ("train_step", ["--device", "cuda"], "device is cuda: this machine has no CUDA device."),
         ("quality", ["--device", "cuda"], "device is cuda: this machine has no CUDA device."),
+        (
+            "quality",
+            ["--segment", "0.4"],
+            "--segment is 0.4: it must be above 0.5, the shift.",
+        ),
         ("quality", ["--data", "{}/none"], "--data: there is no folder {}/none."),
         ("quality", ["--out", "{}/none/a.png"], "--out: there is no folder {}/none."),
+        ("optimizer_state", ["--device", "cuda"], "device is cuda: this machine has no CUDA"),
+        ("optimizer_state", ["--steps", "1"], "--steps is 1: it must be at least 2."),
         ("quality", ["--data", "{}"], "No training tracks of MUSDB18-HQ: "),
     ],
 )
@@ -152,6 +158,55 @@ def test_mistakes_end_in_one_sentence(  # noqa: PLR0913
     assert stop.value.code == 1
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith(f"error: {said.format(tmp_path)}")
+
+
+NUMBER, WHOLE = "it must be a number above 0.", "it must be a whole number above 0."
+NATURAL = "it must be a whole number, 0 or more."
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("train_step --segment 0", NUMBER),
+        ("train_step --segment=-3", NUMBER),
+        ("train_step --segment nan", NUMBER),
+        ("train_step --batch-size 0", WHOLE),
+        ("train_step --rounds 0", WHOLE),
+        ("train_step --workers=-1", NATURAL),
+        ("train_step --threads=-2", NATURAL),
+        ("train_step --compile yes", "it must be one of true, cudagraphs."),
+        ("quality --minutes 0", NUMBER),
+        ("quality --turn 0", NUMBER),
+        ("quality --points 0", WHOLE),
+        ("quality --channels 0", WHOLE),
+        ("quality --held-out 0", WHOLE),
+        ("optimizer_state --channels=-1", WHOLE),
+        ("optimizer_state --every 0", WHOLE),
+        ("optimizer_state --steps few", WHOLE),
+        ("memory --segment 0", NUMBER),
+        ("separate --rounds 0", WHOLE),
+        ("metrics --seconds inf", NUMBER),
+    ],
+)
+def test_numbers_out_of_range(
+    modules: Any, line: str, said: str, monkeypatch: Any, capsys: Any
+) -> None:
+    script, *words = line.split()
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    with pytest.raises(SystemExit) as stop:
+        getattr(modules, script).main()
+    assert stop.value.code == 2
+    option, value = line.replace("=", " ").split()[1:]
+    assert capsys.readouterr().err == f"error: {option} is {value!r}: {said}\n"
+
+
+def test_without_the_package_to_compare_with() -> None:
+    hidden = "import sys; sys.modules['demucs'] = None; import peer"
+    ended = subprocess.run(
+        [sys.executable, "-c", hidden], cwd=BENCHMARKS, capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: The package demucs is not installed: pip install -r req")
 
 
 def test_turns_and_their_medians(modules: Any) -> None:

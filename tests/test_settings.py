@@ -389,7 +389,7 @@ def test_a_full_gpu_is_told_whatever_notices_it(
     assert capsys.readouterr().err == f"error: {OUT_OF_MEMORY}\n"
 
 
-def test_the_memory_of_the_machine_is_told_in_units_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_memory_of_the_machine_is_told_in_gigabytes(capsys: pytest.CaptureFixture[str]) -> None:
     words = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4294967296 bytes."
     with pytest.raises(SystemExit), explained():
         raise RuntimeError(words)

@@ -2,12 +2,19 @@
 
 import argparse
 import difflib
+import math
 import re
 import sys
 from typing import NoReturn
 
 REFUSED = 2  # the status, as of other programs that are started wrongly
-KINDS = {"int": "a whole number", "float": "a number"}
+KINDS = {  # of values, by the names of their types
+    "int": "a whole number",
+    "float": "a number",
+    "positive": "a number above 0",
+    "count": "a whole number above 0",
+    "natural": "a whole number, 0 or more",
+}
 NAME = r"argument (?P<name>\S+): "
 # What argparse says, and what is said instead.
 SENTENCES = {
@@ -36,6 +43,27 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         refuse(self, message)
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+def count(text: str) -> int:
+    value = natural(text)
+    if not value:
+        raise ValueError
+    return value
+
+
+def natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
 
 
 def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:

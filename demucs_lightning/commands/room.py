@@ -56,6 +56,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def _locks(handle: int) -> bool:
+    assert fcntl is not None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
