@@ -143,9 +143,7 @@ def main() -> None:
         measure(args.side, args.track, args.threads)
         return
     if find_spec("museval") is None:
-        sys.exit(
-            "error: The package museval is missing: pip install --no-deps museval==0.4.1"
-        )
+        sys.exit("error: The package museval is missing: pip install --no-deps museval==0.4.1")
     torch.set_num_threads(args.threads)
     print(describe("cpu", np))
     with tempfile.TemporaryDirectory() as folder:

@@ -139,9 +139,7 @@ def data_of(args: Any) -> tuple[Any, Any]:
     songs, or the folder for the picture, are not there, or extracts are too short.
     """
     if args.segment <= SHIFT:
-        raise ValueError(
-            f"--segment is {args.segment}: it must be above {SHIFT}, the shift."
-        )
+        raise ValueError(f"--segment is {args.segment}: it must be above {SHIFT}, the shift.")
     for option, folder in (("--data", args.data), ("--out", args.out.absolute().parent)):
         if folder and not folder.is_dir():
             raise ValueError(f"{option}: there is no folder {folder}.")

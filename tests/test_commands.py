@@ -106,6 +106,17 @@ def test_a_folder_that_can_not_be_made(
     assert f"set {key} to" in line
 
 
+def test_a_device_for_tests_that_is_not_there_is_said_before_training(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        training.main(["model=Demucs", *tiny, "test.every=1", "test.device=cuda:1"])
+    assert stop.value.code == 1
+    said = "error: test.device is cuda:1: this machine has no CUDA device.\n"
+    assert capsys.readouterr().err == said
+
+
 def test_several_values_of_one_run(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         training.main(["gpus=2,3"])

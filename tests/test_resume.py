@@ -220,16 +220,26 @@ def test_another_order_is_refused_within_an_epoch(
         stop(patch, "training_step", (0, 2), fail)
         with pytest.raises(RuntimeError, match="cable"):
             train(overrides, tmp_path)
-    with pytest.raises(ValueError, match="another order than this run's, by its batch"):
+    with pytest.raises(ValueError, match=r"had 4 to a batch .*, here 8\): use"):
         train([*overrides, "batch_size=8", f"resume_checkpoint={tmp_path}/last.ckpt"], tmp_path)
 
 
-def test_more_epochs_continue_a_finished_run(overrides: list[str], tmp_path: Path) -> None:
+def test_more_epochs_continue_a_finished_run(
+    overrides: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     overrides += ["optim.schedule=constant"]
     whole = train(overrides, tmp_path / "whole")
-    train([*overrides, "epochs=1"], tmp_path / "first")
+    first = train([*overrides, "epochs=1"], tmp_path / "first")
     resume = f"resume_checkpoint={tmp_path}/first/last.ckpt"
+    said = "Nothing is left to train after epochs=1: a larger number goes on."
+    assert said not in caplog.text
+    with caplog.at_level("INFO"):
+        again = run(settings.compose([*overrides, "epochs=1", resume]), tmp_path / "again")
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, first["state_dict"][name])
+    assert caplog.text.count(said) == 1
     assert_same_end(whole, train([*overrides, resume], tmp_path / "second"))
+    assert caplog.text.count("Nothing is left") == 1
 
 
 def test_the_best_of_the_former_run_is_remembered(overrides: list[str], tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ def check_values(cfg: DictConfig) -> None:
             value = OmegaConf.select(cfg, key)
             if value is not None:
                 _check_number(key, value, allowed, words)
+    if cfg.resume_checkpoint == "":
+        raise ValueError("resume_checkpoint is empty: it must be a checkpoint (.ckpt), or null.")
     if cfg.init_from is not None and not isinstance(cfg.init_from, str):
         raise ValueError(
             f"init_from is {cfg.init_from!r}: it must be text, in quotes if it looks like a number."

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from demucs_lightning.separator import described
+from demucs_lightning.separator.hardware import devices_of
 
 PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 
@@ -87,6 +88,14 @@ def _without_bf16(devices: int | Sequence[int]) -> list[int]:
         return []
     indices = range(devices) if isinstance(devices, int) else devices
     return [index for index in indices if torch.cuda.get_device_properties(index).major < 8]
+
+
+def check_test_device(name: str) -> None:
+    """Raise ValueError unless this machine has the device of the setting ``test.device``."""
+    try:
+        devices_of(name)
+    except ValueError as error:
+        raise ValueError(f"test.{error}") from error
 
 
 def device_name(trainer: Any) -> str:

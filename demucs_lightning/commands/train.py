@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,13 @@ def run(cfg: DictConfig, folder: Path, *, given: Collection[str] = ()) -> LitSep
     if trainer.precision == "64-true":
         module.double()  # before a checkpoint is loaded, which Lightning would round otherwise
     rank_zero_only(check_room)(cfg, module, folder)
+    if cfg.test.every:
+        rank_zero_only(hardware.check_test_device)(cfg.test.device)
     if cfg.download and "download" not in cfg.dset:
         log.warning("download=true has no effect: %s is not downloaded", cfg.dset._target_)
     data = instantiate(cfg.data, dset=instantiate(cfg.dset))
     save_settings(cfg, folder / SETTINGS)
+    tell_if_finished(trainer, checkpoint)
     fit(trainer, module, data, cfg.resume_checkpoint)
     with ending.guarded(trainer):
         score_best(trainer, module, data)
@@ -143,6 +146,19 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
 def fit(trainer: Trainer, module: LitSeparator, data: Any, resume: str | None) -> None:
     with ending.guarded(trainer):
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+
+
+@rank_zero_only
+def tell_if_finished(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Say so where the run of ``checkpoint``, which may be empty, has come to its end."""
+    if not checkpoint:
+        return
+    for key, most, done in (
+        ("epochs", trainer.max_epochs, checkpoint[pretrained.KEY]["position"][0]),
+        ("trainer.max_steps", trainer.max_steps, checkpoint["global_step"]),
+    ):
+        if most is not None and 0 <= most <= done:
+            log.info("Nothing is left to train after %s=%d: a larger number goes on.", key, done)
 
 
 def score_best(trainer: Trainer, module: LitSeparator, data: Any) -> None:

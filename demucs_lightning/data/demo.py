@@ -12,6 +12,8 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +26,13 @@ from demucs_lightning.data.band.instruments import SAMPLERATE
 from demucs_lightning.data.band.songwriter import Plan, plan_songs
 from demucs_lightning.data.band.studio import SOURCES, perform
 from demucs_lightning.data.cache import AUDIO_CACHE
+from demucs_lightning.data.disk import locked
 from demucs_lightning.data.extracts import Extracts
 from demucs_lightning.data.tracks import INDEX, find_tracks, index_tracks, require_stems
 
 VERSION = 1  # of the music: raise it when equal arguments would give other songs
 MARKER = "demo_songs.json"
+DRAFT = ".draft"  # behind the name of a folder that songs are made in
 SUBSETS = {"training": "train", "validation": "valid", "test": "test"}
 
 
@@ -86,21 +90,39 @@ def make_demo_songs(
         return root
     if not _marker(root) and root.exists() and any(root.iterdir()):
         raise FileExistsError(f"{root} holds no demo songs: name a new or an empty folder.")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as workshop:
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(root):
+            if not _is_made(root, settings):  # by another process meanwhile
+                _make(root, settings, jobs)
+    finally:
+        with suppress(OSError):
+            root.rmdir()  # where it stayed empty
+    return root
+
+
+def _make(root: Path, settings: dict, jobs: int) -> None:
+    for left in root.parent.glob(f".{escape(root.name)}-*{DRAFT}"):  # by one that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(DRAFT, f".{root.name}-", root.parent) as workshop:
         draft = Path(workshop) / "draft"
-        plans = plan_songs(sum(songs), seed=seed)
-        splits = np.repeat(list(SUBSETS.values()), songs)
-        homes = [draft / split / plan.title for split, plan in zip(splits, plans, strict=True)]
-        with ThreadPoolExecutor(jobs) as band:
-            takes = band.map(lambda plan, home: _record(plan, home, seconds), plans, homes)
-            recorded = list(tqdm(takes, "Recording demo songs", total=len(plans), unit="song"))
-        files = sorted(file.relative_to(draft).as_posix() for take in recorded for file in take)
+        files = _record_all(draft, **settings, jobs=jobs)
         marker = {"version": VERSION, "settings": settings, "files": files}
         (draft / MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
-        if not _is_made(root, settings):  # another process may have been faster
-            _replace(root, draft)
-    return root
+        _replace(root, draft)
+
+
+def _record_all(
+    folder: Path, *, songs: Sequence[int], seconds: float, seed: int, jobs: int
+) -> list[str]:
+    """Record all songs into `folder`; the names of their files there."""
+    plans = plan_songs(sum(songs), seed=seed)
+    splits = np.repeat(list(SUBSETS.values()), songs)
+    homes = [folder / split / plan.title for split, plan in zip(splits, plans, strict=True)]
+    with ThreadPoolExecutor(jobs) as band:
+        takes = band.map(lambda plan, home: _record(plan, home, seconds), plans, homes)
+        recorded = list(tqdm(takes, "Recording demo songs", total=len(plans), unit="song"))
+    return sorted(file.relative_to(folder).as_posix() for take in recorded for file in take)
 
 
 def _record(plan: Plan, folder: Path, seconds: float) -> list[Path]:

@@ -17,6 +17,11 @@ from demucs_lightning.data.extracts import Extracts, collate
 from demucs_lightning.data.sampler import ExtractOrder
 
 Load = Callable[[Any], Any]
+ORDER = {  # what that of an epoch depends on, in words
+    "extracts": "{} extracts",
+    "batch": "{} to a batch (batch_size x GPUs)",
+    "seed": "seed={}",
+}
 
 
 def read_ahead(load: Load, places: Iterator[Any], *, threads: int) -> Iterator[Any]:
@@ -69,11 +74,16 @@ class TrainingLoader:
         return {"extracts": order.size, "batch": order.batch_size * order.world, "seed": order.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        differ = [key for key, value in self.state_dict().items() if state.get(key, value) != value]
+        differ = [
+            f"{ORDER[key].format(state[key])}, here {value}"
+            for key, value in self.state_dict().items()
+            if state.get(key, value) != value
+        ]
         if differ:
             raise ValueError(
-                "resume_checkpoint stopped in an epoch of another order than this run's, by its "
-                f"{', '.join(differ)}: use the settings and the data of that run."
+                "resume_checkpoint stopped within an epoch, which can't go on in another order (it "
+                f"had {'; '.join(differ)}): use the settings, the data and as many GPUs as that "
+                "run had."
             )
 
 

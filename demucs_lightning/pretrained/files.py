@@ -51,6 +51,10 @@ def check_file(path: str | Path, kind: str) -> Path:
     Raises FileNotFoundError or ValueError, naming the file.
     """
     path = Path(path)
+    if path.is_dir():
+        inside = path / "last.ckpt"  # of a run
+        hint = f": {inside} is meant, perhaps." if inside.is_file() else f", not {kind}."
+        raise FileNotFoundError(f"{path} is a folder{hint}")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: {kind} is expected there.")
     with path.open("rb") as file:
@@ -100,9 +104,12 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
                 "save it again with a later one."
             ) from error
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = f" ({name[1]})" if name else ""
+        if name is None:
+            raise ValueError(
+                f"{path} is damaged, not {kind}, or holds more than plain data: it was not opened."
+            ) from error
         raise ValueError(
-            f"{path} is damaged or holds more than plain data{found}: it was not opened."
+            f"{path} is damaged or holds more than plain data ({name[1]}): it was not opened."
         ) from error
     except UNREADABLE as error:
         raise ValueError(f"{path} is damaged or not {kind}: it can't be read.") from error

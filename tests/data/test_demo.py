@@ -1,4 +1,6 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -115,6 +117,22 @@ def test_an_interrupted_recording_leaves_nothing(quick, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         make_demo_songs(tmp_path / "songs")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_makers_left_is_removed(quick, tmp_path):
+    mine = [tmp_path / ".songs-mine", tmp_path / ".others-1.draft"]
+    for folder in [*mine, tmp_path / ".songs-x1.draft" / "draft"]:
+        folder.mkdir(parents=True)
+    root = make_demo_songs(tmp_path / "songs", songs=(1, 0, 0))
+    assert set(tmp_path.iterdir()) == {root, *mine}
+
+
+def test_makers_at_once_make_them_once(quick, tmp_path):
+    make = partial(make_demo_songs, songs=(2, 1, 1))
+    with ThreadPoolExecutor(4) as makers:
+        roots = list(makers.map(make, [tmp_path / "songs"] * 4))
+    assert len(quick) == 4
+    assert set(tmp_path.iterdir()) == set(roots)
 
 
 def test_a_song_that_fails_leaves_the_old_set(quick, tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def test_a_hostile_file_is_not_executed(
         torch.save({**checkpoint, "extra": Hostile(victim)}, path)
     else:
         path.write_bytes(pickle.dumps(Hostile(victim)))
-    with pytest.raises(ValueError, match=r"hostile\.ckpt is damaged or holds more than plain data"):
+    with pytest.raises(ValueError, match=r"hostile\.ckpt is damaged.* or holds more than plain"):
         pretrained.read_checkpoint(path)
     assert not victim.exists()
 

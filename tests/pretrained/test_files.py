@@ -36,6 +36,17 @@ def test_allowed_names_are_allowed_for_one_file_only(tmp_path: Path) -> None:
     assert set(torch.serialization.get_safe_globals()) == before
 
 
+def test_what_is_no_file_of_weights_is_told(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("epochs: 360\n")
+    with pytest.raises(ValueError, match=r"settings\.yaml is damaged.*not a checkpoint"):
+        files.load_torch(tmp_path / "settings.yaml", kind="a checkpoint")
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path.name} is a folder, not a checkpoint"):
+        files.load_torch(tmp_path, kind="a checkpoint")
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path.name}/last\.ckpt is meant, perhaps"):
+        files.load_torch(tmp_path, kind="a checkpoint")
+
+
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "a.th"
     files.write_whole(path, b"one")
