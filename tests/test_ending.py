@@ -124,19 +124,22 @@ def test_checkpoints_that_will_be_replaced_are_named(
     assert caplog.messages == [said]
 
 
-def test_a_disk_that_curves_fill_is_named(
+@pytest.mark.parametrize(("number", "name"), [(errno.ENOSPC, None), (errno.ENOENT, b"curves")])
+def test_a_disk_that_curves_fill_and_a_folder_that_is_lost_are_named(  # noqa: PLR0913
     overrides: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    number: int,
+    name: bytes | None,
 ) -> None:
-    """TensorBoard writes in a thread of its own, and its exception names no file."""
+    """TensorBoard writes in a thread of its own, and its exception names no file, or its own."""
     plain, unseen, written = LocalFileSystem.append, [], []
 
     def append(*args: Any) -> None:
         written.append(args)
         if len(written) > 3:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(number, os.strerror(number), name)
         plain(*args)
 
     monkeypatch.setattr(LocalFileSystem, "append", append)
@@ -145,9 +148,8 @@ def test_a_disk_that_curves_fill_is_named(
         training.main([*overrides, "logger=tensorboard"])
     assert stop.value.code == 1
     last = tmp_path / "run" / "last.ckpt"
-    said = (
-        f"error: No space left on device: {tmp_path}/run\nTo continue: resume_checkpoint={last}\n"
-    )
+    how = f"To continue: resume_checkpoint={last}"
+    said = f"error: {os.strerror(number)}: {tmp_path}/run\n{how}\n"
     assert said in capsys.readouterr().err
     assert not unseen
     assert torch.load(last, weights_only=True)["global_step"] > 0

@@ -27,7 +27,8 @@ LOST = ("Connection closed by peer", "Connection reset by peer")  # what gloo sa
 SILENT = "Timed out waiting"  # what gloo says of a process that is there but does not answer
 NO_ANSWER = "another process has not answered for as long as distributed.timeout allows."
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+# Of a disk that is full, and a folder that was removed: how a thread that writes curves may fail.
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT)
 NONE, SAME, OTHER = "none", "same", "other"
 REQUEUED = "requeued.txt"  # in the folder of a job's run: how often Slurm had started it again
 
@@ -127,8 +128,7 @@ def guarded(trainer: Trainer) -> Iterator[None]:
         watch.check()
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # else the others wait for this one
-        if isinstance(error, OSError) and error.errno in FULL and not error.filename:
-            error.filename = str(_part(trainer, Checkpoints).last.parent)
+        _name_folder(error, _part(trainer, Checkpoints).last.parent)
         how = _how_to_continue(trainer)
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes it a status of 1
             raise _noted(KeyboardInterrupt(), how) from None
@@ -142,13 +142,13 @@ def guarded(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def _unseen() -> Iterator[None]:
-    """While it lasts, a full disk shows no traceback of a thread or a log: TensorBoard's thread
-    keeps the exception for who writes next, and a log is not worth a run.
+    """While it lasts, a full disk or a lost folder shows no traceback of a thread or a log:
+    TensorBoard's thread keeps the exception for who writes next, and a log is not worth a run.
     """
     shown, logs = threading.excepthook, logging.raiseExceptions
 
     def show(failed: threading.ExceptHookArgs) -> None:
-        if getattr(failed.exc_value, "errno", None) not in FULL:
+        if getattr(failed.exc_value, "errno", None) not in UNWRITTEN:
             shown(failed)
 
     threading.excepthook, logging.raiseExceptions = show, False
@@ -156,6 +156,13 @@ def _unseen() -> Iterator[None]:
         yield
     finally:
         threading.excepthook, logging.raiseExceptions = shown, logs
+
+
+def _name_folder(error: BaseException, folder: Path) -> None:
+    """Let an error of TensorBoard's, which names no file, or one in bytes, name the run's folder."""
+    written = isinstance(error, OSError) and error.errno in UNWRITTEN
+    if written and not isinstance(error.filename, str):
+        error.filename = str(folder)
 
 
 def _died(said: str, world: int) -> str:

@@ -82,7 +82,8 @@ def make_demo_songs(
 
     `songs` counts those of train, valid and test, of about `seconds` each; `jobs` threads record.
     Another set of demo songs at `root` is replaced, while files of any other kind in it stay.
-    Raises FileExistsError where `root` holds something, but no demo songs.
+    Raises FileExistsError where `root` holds something, but no demo songs, and ValueError where it
+    is a mount.
     """
     root = Path(root)
     settings = {"songs": list(songs), "seconds": seconds, "seed": seed}
@@ -90,6 +91,8 @@ def make_demo_songs(
         return root
     if not _marker(root) and root.exists() and any(root.iterdir()):
         raise FileExistsError(f"{root} holds no demo songs: name a new or an empty folder.")
+    if root.is_mount():  # which nothing can take the place of
+        raise ValueError(f"{root} is a mount: name a folder in it, such as {root / 'songs'}.")
     root.mkdir(parents=True, exist_ok=True)
     try:
         with locked(root):

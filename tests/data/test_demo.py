@@ -1,6 +1,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,6 +186,14 @@ def test_foreign_folders_are_refused_and_left_alone(quick, tmp_path, marker):
             make(tmp_path)
     assert contents(tmp_path) == before
     assert quick == []
+
+
+def test_a_mount_is_refused(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path} is a mount: name a folder in it, such as"):
+        make_demo_songs(tmp_path, songs=(1, 0, 0))
+    assert make_demo_songs(tmp_path / "songs", songs=(1, 0, 0)).is_dir()
+    assert len(quick) == 1
 
 
 def test_an_empty_folder_will_do(quick, tmp_path):
