@@ -159,9 +159,10 @@ def _unseen() -> Iterator[None]:
 
 
 def _name_folder(error: BaseException, folder: Path) -> None:
-    """Let an error of TensorBoard's, which names no file, or one in bytes, name the run's folder."""
-    written = isinstance(error, OSError) and error.errno in UNWRITTEN
-    if written and not isinstance(error.filename, str):
+    """Let an error of TensorBoard's, with no name of a file or one in bytes, name the folder."""
+    if not isinstance(error, OSError) or isinstance(error.filename, str):
+        return
+    if error.errno in UNWRITTEN:
         error.filename = str(folder)
 
 
