@@ -44,17 +44,29 @@ def test_every_command_composes(page: str, line: str) -> None:
     compose([*settings, "trainer.precision=32"])
 
 
-def test_there_is_a_page_on_launching_with_each_way() -> None:
-    text = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")
-    for words in ("gpus=[0,2,3]", "torchrun --nnodes 2", "srun python", "trainer.strategy=fsdp"):
-        assert words in text
-    # every setting that is named is one
-    named = set(re.findall(r"`((?:trainer|checkpoint|distributed)\.\w+)`", text))
-    assert named
+WAYS = {
+    "gpus": "python train.py gpus=[0,2,3]",
+    "torchrun": "torchrun --nnodes 2",
+    "slurm": "srun python",
+    "fsdp": "trainer.strategy=fsdp",
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_there_is_a_page_on_launching_with_each_way(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert WAYS[page.stem] in text
+    # every setting that is named is one, and every page that is linked to is there
     cfg = compose(["trainer.precision=32"])
-    for key in named:
+    for key in re.findall(r"`((?:trainer|checkpoint|distributed|optim|svd)\.\w+)`", text):
         node, _, name = key.partition(".")
         assert name in cfg[node], key
+    for link in re.findall(r"\]\((\w+\.md)\)", text):
+        assert (page.parent / link).is_file()
+
+
+def test_every_way_has_its_page() -> None:
+    assert {page.stem for page in PAGES} == set(WAYS)
 
 
 def test_the_script_for_slurm_is_one(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def _machines(launch: Launch, asked: int) -> int:
     if not launch.by and asked != 1:
         raise ValueError(
             f"trainer.num_nodes={asked}: start the run on every machine, with torchrun or srun, as "
-            "docs/launch.md says."
+            "docs/torchrun.md and docs/slurm.md say."
         )
     return launch.machines
 

@@ -134,7 +134,7 @@ def test_the_launcher_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (TORCHRUN, "gpus=2", "gpus=2, but torchrun has started 4 processes on each machine"),
         (TORCHRUN, "trainer.num_nodes=3", "trainer.num_nodes=3, but torchrun runs on 2"),
-        ({}, "trainer.num_nodes=2", "with torchrun or srun, as docs/launch.md says"),
+        ({}, "trainer.num_nodes=2", "with torchrun or srun, as docs/torchrun.md and docs/slurm.md"),
         ({}, "trainer.strategy=dpp", "must be one of auto, ddp"),
         ({}, "trainer.strategy=null", "must be one of auto, ddp"),
         ({}, "trainer.strategy=fsdp", "and this run has one: take several GPUs"),
