@@ -253,6 +253,7 @@ def test_defaults_are_those_of_the_design() -> None:
         ("excerpt.seconds=0", "excerpt.seconds is 0: it must be above 0."),
         ("logger=wandb", "needs the package wandb"),
         ("segment=${nothing}", "nothing"),
+        ("resume_checkpoint=' '", "resume_checkpoint is empty: it must be a checkpoint"),
         ("resume_checkpoint=", "resume_checkpoint is empty: it must be a checkpoint (.ckpt), or"),
         ("segment=inf", "segment is inf: it must be a finite number above 0."),
         ("segment=nan", "segment is nan: it must be a finite number above 0."),

@@ -84,7 +84,7 @@ def check_values(cfg: DictConfig) -> None:
             value = OmegaConf.select(cfg, key)
             if value is not None:
                 _check_number(key, value, allowed, words)
-    if cfg.resume_checkpoint == "":
+    if not str(cfg.resume_checkpoint).strip():
         raise ValueError("resume_checkpoint is empty: it must be a checkpoint (.ckpt), or null.")
     if cfg.init_from is not None and not isinstance(cfg.init_from, str):
         raise ValueError(

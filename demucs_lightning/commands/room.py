@@ -3,7 +3,6 @@ before it begins.
 """
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor
 
 from demucs_lightning.data.disk import amount, check_space
 from demucs_lightning.moments import BLOCK
+from demucs_lightning.scale import current, is_first
 
 try:
     import fcntl
@@ -25,6 +24,7 @@ except ImportError:  # not POSIX: two runs in one folder are then the user's to 
 
 log = logging.getLogger(__name__)
 
+LOCK = ".lock"  # in the folder of a run
 PATIENCE = 10  # seconds: a process that was killed gives up its lock when its memory is freed
 LONG = 20  # validations, one of which will not be the best so far
 # Bytes of one of Adam's two averages, of a weight; fp32 stands for the type of the weight itself.
@@ -33,17 +33,18 @@ STATES = {"bf16": 2.0, "8bit": 1 + 4 / BLOCK}
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep ``folder`` for this run while the block lasts, wherever its disk has locks.
+    """Keep ``folder`` for this run while the block lasts, wherever its disk has locks. A run that
+    Slurm or torchrun has started again takes it as it is.
 
     Raises ValueError where another run has it.
     """
-    if fcntl is None or rank_zero_only.rank:
+    if fcntl is None or not is_first() or current().restarts:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    handle, late = os.open(folder, os.O_RDONLY), time.monotonic() + PATIENCE
-    try:
-        while not _locks(handle):
+    late = time.monotonic() + PATIENCE
+    with (folder / LOCK).open("ab") as file:  # the folder's own lock is for what sets up data
+        while not _locks(file.fileno()):
             if time.monotonic() > late:
                 raise ValueError(
                     f"Another run writes into {folder}: wait for its end, or give this one a "
@@ -51,8 +52,6 @@ def alone(folder: Path) -> Iterator[None]:
                 )
             time.sleep(0.1)
         yield
-    finally:
-        os.close(handle)
 
 
 def _locks(handle: int) -> bool:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from demucs_lightning.commands import advice, ending, hardware, processes, setti
 from demucs_lightning.commands.room import alone, check_room
 from demucs_lightning.losses import SeparationLoss
 from demucs_lightning.optim import Optimization, steps_of
-from demucs_lightning.scale import current, meet_again
+from demucs_lightning.scale import current, is_first, meet_again
 from demucs_lightning.scale.sharding import WholeModel
 from demucs_lightning.scale.strategies import Sharded
 from demucs_lightning.training import LitSeparator
@@ -246,7 +245,7 @@ def quieten() -> None:
     """
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if current().rank or os.environ.get("LOCAL_RANK", "0") != "0":
+    if not is_first():
         logging.getLogger().setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",

@@ -26,7 +26,7 @@ from demucs_lightning.data.band.instruments import SAMPLERATE
 from demucs_lightning.data.band.songwriter import Plan, plan_songs
 from demucs_lightning.data.band.studio import SOURCES, perform
 from demucs_lightning.data.cache import AUDIO_CACHE
-from demucs_lightning.data.disk import locked
+from demucs_lightning.data.disk import check_writable, locked
 from demucs_lightning.data.extracts import Extracts
 from demucs_lightning.data.tracks import INDEX, find_tracks, index_tracks, require_stems
 
@@ -82,8 +82,8 @@ def make_demo_songs(
 
     `songs` counts those of train, valid and test, of about `seconds` each; `jobs` threads record.
     Another set of demo songs at `root` is replaced, while files of any other kind in it stay.
-    Raises FileExistsError where `root` holds something, but no demo songs, and ValueError where it
-    is a mount.
+    Raises FileExistsError where `root` holds something, but no demo songs, ValueError where it is
+    a mount, and OSError where it can't be written.
     """
     root = Path(root)
     settings = {"songs": list(songs), "seconds": seconds, "seed": seed}
@@ -93,14 +93,15 @@ def make_demo_songs(
         raise FileExistsError(f"{root} holds no demo songs: name a new or an empty folder.")
     if root.is_mount():  # which nothing can take the place of
         raise ValueError(f"{root} is a mount: name a folder in it, such as {root / 'songs'}.")
-    root.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(root):
+    for folder in (root, root.parent):  # where the songs are made before they take its place
+        check_writable(folder)
+    with locked(root):
+        try:
             if not _is_made(root, settings):  # by another process meanwhile
                 _make(root, settings, jobs)
-    finally:
-        with suppress(OSError):
-            root.rmdir()  # where it stayed empty
+        finally:
+            with suppress(OSError):
+                root.rmdir()  # where it stayed empty
     return root
 
 

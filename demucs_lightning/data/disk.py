@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -27,22 +28,51 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Wait until no other process is busy in `folder`; a process that dies gives the lock up."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    """Wait until no other process is busy in `folder`, which is made where there is none; a process
+    that dies gives the lock up.
+    """
+    waits = True
+    while waits:
+        folder.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            yield
+            return
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("another process is setting up %s: waiting for it", folder)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:  # a network file system without locks
-            log.warning("%s can't be locked (%s): set it up from one process only", folder, error)
-        yield
-    finally:
-        os.close(handle)
+            _lock(handle, folder)
+            waits = not _is_open(handle, folder)
+            if not waits:
+                yield
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    assert fcntl is not None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.warning("another process is setting up %s: waiting for it", folder)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:  # a network file system without locks
+        log.warning("%s can't be locked (%s): set it up from one process only", folder, error)
+
+
+def _is_open(handle: int, folder: Path) -> bool:
+    """Whether it still is the folder of this name: who had the lock may have replaced it."""
+    return folder.exists() and os.path.samestat(os.fstat(handle), folder.stat())
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder` where there is none; raise `OSError` where nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"{folder} can't be written ({error.strerror}): set data_root to another place."
+        ) from error
 
 
 def check_space(folder: Path, needed: int, *, purpose: str) -> None:

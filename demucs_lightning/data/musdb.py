@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from demucs_lightning.data import disk
 from demucs_lightning.data.download import fetch, unpack
 from demucs_lightning.data.extracts import Extracts
 from demucs_lightning.data.tracks import (
@@ -155,6 +156,7 @@ def ensure(archive: Archive, root: Path) -> None:
     if (home / "train").is_dir() and (home / "test").is_dir():
         log.info("%s is in %s already", archive.title, home)
         return
+    disk.check_writable(root)
     path = root / archive.filename
     users_own = path.exists()
     fetch(archive.url, path, size=archive.size, md5=archive.md5)

@@ -55,6 +55,13 @@ def current(environment: Mapping[str, str] | None = None) -> Launch:
     return Launch()
 
 
+def is_first() -> bool:
+    """Whether this process is the first one of its run, also among those that Lightning has
+    started, which says no more than how they count on this machine.
+    """
+    return current().rank == 0 and os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def _torchrun(env: Mapping[str, str]) -> Launch:
     requeued = number(env, "SLURM_RESTART_COUNT", "0")
     rank, world = number(env, "RANK"), number(env, "WORLD_SIZE", least=1)

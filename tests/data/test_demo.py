@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -8,7 +11,7 @@ import pytest
 import torch
 
 from demucs_lightning import audio
-from demucs_lightning.data import demo
+from demucs_lightning.data import Musdb7s, demo
 from demucs_lightning.data.demo import MARKER, DemoSongs, make_demo_songs
 
 SHORT = {"songs": (1, 1, 1), "seconds": 7.0}
@@ -185,6 +188,24 @@ def test_foreign_folders_are_refused_and_left_alone(quick, tmp_path, marker):
         with pytest.raises(FileExistsError, match="holds no demo songs"):
             make(tmp_path)
     assert contents(tmp_path) == before
+    assert quick == []
+
+
+@pytest.mark.parametrize("which", ["songs", "."])
+@pytest.mark.parametrize("make", [DemoSongs, partial(Musdb7s, download=True)])
+def test_a_disk_to_read_only_is_named(quick, tmp_path, monkeypatch, make, which):
+    plain = tempfile.TemporaryFile
+
+    def refused(**kwargs):
+        if kwargs["dir"] == tmp_path / which:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(kwargs["dir"] / ".x"))
+        return plain(**kwargs)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    root = tmp_path / "songs" if make is DemoSongs else tmp_path / which
+    said = rf"{tmp_path / which} can't be written \(Read-only file system\): set data_root to"
+    with pytest.raises(OSError, match=said):
+        make(root)
     assert quick == []
 
 

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import logging
-import multiprocessing
 import shutil
 import socket
 import threading
@@ -299,31 +298,6 @@ def test_two_runs_of_one_file_take_turns(server, path, caplog):
         assert server.requests == []
     other.join()
     assert path.read_bytes() == BODY
-
-
-def _hold(folder, locked):
-    with disk.locked(folder):
-        locked.set()
-        threading.Event().wait()
-
-
-def test_a_killed_process_gives_the_lock_up(tmp_path):
-    context = multiprocessing.get_context("fork")
-    locked = context.Event()
-    process = context.Process(target=_hold, args=(tmp_path, locked))
-    process.start()
-    assert locked.wait(10)
-    process.kill()
-    process.join()
-    with disk.locked(tmp_path):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("size", "text"), [(12, "12 bytes"), (2_560_000, "2.6 MB"), (22_656_664_047, "22.7 GB")]
-)
-def test_amounts_are_for_people(size, text):
-    assert disk.amount(size) == text
 
 
 GIT = hashlib.sha1(b"blob 300000\0" + BODY).hexdigest()

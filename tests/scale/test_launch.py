@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from demucs_lightning.commands import processes, settings
-from demucs_lightning.scale import launch, meeting
+from demucs_lightning.scale import is_first, launch, meeting
 from demucs_lightning.scale.strategies import Replicated, Sharded
 
 TORCHRUN = {
@@ -186,3 +186,22 @@ def test_a_store_brings_processes_together(monkeypatch: pytest.MonkeyPatch) -> N
     assert meeting.started() == stamp
     assert Path(stamp).name.count("-") == 2
     meeting._opened.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("env", "first"),
+    [
+        ({}, True),
+        (TORCHRUN, False),
+        ({**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"LOCAL_RANK": "1"}, False),  # started by Lightning
+        (SLURM, False),
+        ({**SLURM, "SLURM_PROCID": "0"}, True),
+    ],
+)
+def test_one_process_is_the_first(
+    env: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in env.items():
+        monkeypatch.setenv(key, value)
+    assert is_first() is first
