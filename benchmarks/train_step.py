@@ -39,7 +39,7 @@ from recipes import SAMPLERATE, SOURCES, Ours, Recipe, Reference, noise_songs, s
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from demucs_lightning.allocator import kept
+from demucs_lightning.allocator import kept, return_freed_memory
 from demucs_lightning.commands.explain import explained
 from demucs_lightning.commands.options import Parser, count, natural, positive
 from demucs_lightning.compiled import MAKERS
@@ -89,6 +89,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
         else:
+            return_freed_memory()  # which a side would take instead of more
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
             self.before = _resident("VmRSS")
 

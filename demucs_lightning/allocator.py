@@ -74,7 +74,12 @@ class _Keepers:
             self._count -= 1
             if self._count == 0 and self._kept:
                 _set(USUAL)
-                _of_glibc("malloc_trim", 0)
+                return_freed_memory()
+
+
+def return_freed_memory() -> None:
+    """Give what this process has freed back to the system, where its C library can."""
+    _of_glibc("malloc_trim", 0)
 
 
 def _set(values: dict[int, int]) -> bool:

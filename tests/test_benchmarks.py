@@ -104,10 +104,23 @@ def test_operations_are_counted_for_forward_and_backward(modules: Any) -> None:
 
 def test_peak_memory_is_what_came_on_top(modules: Any) -> None:
     peak = modules.train_step.Peak("cpu")
-    # From the kernel: what other tests have freed may still be there for torch.
     with mmap.mmap(-1, 64 * 2**20) as content:
         size = sum(content.write(bytes(2**20)) for _ in range(64))
     assert 0.8 * size < peak.read() < 3 * size
+
+
+def test_memory_that_was_freed_counts_when_it_is_taken_again(modules: Any) -> None:
+    def fill() -> list[torch.Tensor]:
+        return [torch.ones(2**20) for _ in range(32)]
+
+    size = 32 * 4 * 2**20
+    for _ in range(3):  # until blocks of this size lie in the heap, not in mappings of their own
+        last = fill().pop()  # above the others, so that these stay with the process
+    peak = modules.train_step.Peak("cpu")
+    again = fill()
+    assert 0.8 * size < peak.read() < 3 * size
+    assert len(again) == 32
+    assert last.sum() == last.numel()
 
 
 def test_the_peak_of_a_side_has_its_weights(modules: Any) -> None:
