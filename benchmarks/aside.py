@@ -11,18 +11,24 @@ from typing import Any, Self
 
 
 class Aside:
-    """What ``make(*args)`` gives, in another process, as long as this is open."""
+    """What ``make(*args)`` gives, in another process, as long as this is open; what it raises is
+    raised here.
+    """
 
     def __init__(self, make: Callable[..., Any], *args: Any) -> None:
-        self._pool = ProcessPoolExecutor(
-            1, mp_context=get_context("spawn"), initializer=_keep, initargs=(make, args)
-        )
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._make = make, args
 
     def ask(self, function: Callable[..., Any], *args: Any) -> Any:
         """``function(it, *args)``, there."""
         return self._pool.submit(_apply, function, args).result()
 
     def __enter__(self) -> Self:
+        try:
+            self._pool.submit(_keep, *self._make).result()
+        except BaseException:
+            self._pool.shutdown()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -8,7 +8,7 @@ needs torchaudio), its augmentation, its loss, the gradient norm that it logs, A
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from demucs_lightning.allocator import kept
 from demucs_lightning.augment import Augmentation
 from demucs_lightning.compiled import Compiled
 from demucs_lightning.data.extracts import Extracts, normalized
@@ -52,6 +53,8 @@ class Recipe:
 
 class Ours:
     """A step at a time of this project's training; ``precision`` is "fp32" or "bf16"."""
+
+    keeping = staticmethod(kept)  # what is freed, as a run does
 
     def __init__(
         self,
@@ -126,6 +129,8 @@ class Floats(Dataset):
 
 class Reference:
     """A step at a time of the reference's training."""
+
+    keeping = staticmethod(nullcontext)
 
     def __init__(self, model: nn.Module, extracts: Extracts, recipe: Recipe) -> None:
         self.model, self.recipe = model.to(recipe.device).train(), recipe

@@ -8,9 +8,10 @@ take.
 A step is everything that training does for it: reading extracts, augmentation, forward, loss,
 backward, optimizer (see recipes.py). This project's steps run with every setting of `memory`, in
 fp32 and in bf16, eager and as `--compile` says; the reference's classes run in the reference's
-recipe, in fp32. All start from the same weights and read the same songs of noise. The sides of a
-round follow each other, the reference in a process of its own, and every second round goes the
-other way round. The first step of a turn is not counted. Figures are medians.
+recipe, in fp32. All start from the same weights and read the same songs of noise. Each side has a
+process of its own, in which it finds memory as a run would. The sides of a round follow each other,
+and every second round goes the other way round. The first step of a turn is not counted. Figures
+are medians.
 
 Memory is what a side takes at most, from its weights to its second step: peak of torch's
 allocations on a GPU, growth of the process on a CPU. Utilisation is the floating-point operations
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ from recipes import SAMPLERATE, SOURCES, Ours, Recipe, Reference, noise_songs, s
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from demucs_lightning.allocator import kept, return_freed_memory
+from demucs_lightning.allocator import return_freed_memory
 from demucs_lightning.commands.explain import explained
 from demucs_lightning.commands.options import Parser, count, natural, positive
 from demucs_lightning.compiled import MAKERS
@@ -113,19 +115,20 @@ def in_turns(turns: dict[str, Callable[[], float]], rounds: int) -> dict[str, fl
 
 
 def turn(side: Any, device: str, repeats: int, clock: str) -> float:
-    """Seconds of a step of a side: the mean of so many, after one that is not counted."""
-    side.step()
-    wait(device)
-    start = CLOCKS[clock]()
-    for _ in range(repeats):
+    """Seconds of a step of a side: the mean of so many, after one that is not counted. Then the
+    memory is the next side's.
+    """
+    with side.keeping():
         side.step()
-    wait(device)
-    return (CLOCKS[clock]() - start) / repeats
-
-
-def turn_here(*args: Any) -> float:
-    with kept():  # as train.py does
-        return turn(*args)
+        wait(device)
+        start = CLOCKS[clock]()
+        for _ in range(repeats):
+            side.step()
+        wait(device)
+        took = CLOCKS[clock]() - start
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    return took / repeats
 
 
 def matmul_rate(
@@ -158,16 +161,13 @@ def operations(side: Any, recipe: Recipe, segment: float) -> int:
     return counter.get_total_flops()
 
 
-def reference_side(
-    build: Callable[[], Any], extracts: Any, recipe: Recipe, threads: int
-) -> Reference:
-    torch.set_num_threads(threads)
-    return Reference(same_weights(build), extracts, recipe)
-
-
-def own_sides(name: str, extracts: Any, recipe: Recipe, args: Any) -> Iterator[tuple[str, Any]]:
-    """Name and maker of each of this project's sides."""
-    own, _, kwargs = MODELS[name]
+def sides(name: str, extracts: Any, recipe: Recipe, args: Any) -> Iterator[tuple[str, Any]]:
+    """Name and maker of the reference's side, and of each of this project's."""
+    own, reference, kwargs = MODELS[name]
+    yield (
+        "reference fp32",
+        partial(_theirs, partial(reference, SOURCES, **kwargs), extracts, recipe),
+    )
     for memory in args.memory:
         extra = {"memory": memory} if len(memory_settings()) > 1 else {}
         build = partial(own, SOURCES, **kwargs, **extra)
@@ -177,37 +177,47 @@ def own_sides(name: str, extracts: Any, recipe: Recipe, args: Any) -> Iterator[t
                 yield label, partial(_ours, build, extracts, recipe, precision, kind)
 
 
+def _theirs(build: Any, extracts: Any, recipe: Recipe) -> Reference:
+    return Reference(same_weights(build), extracts, recipe)
+
+
 def _ours(build: Any, extracts: Any, recipe: Recipe, precision: str, kind: str | None) -> Ours:
     return Ours(same_weights(build), extracts, recipe, precision=precision, compile=kind)
 
 
-def begun(make: Callable[[], Any], device: str) -> Any:
+def begun(make: Callable[[], Any], device: str, threads: int) -> Any:
     """A side that has made two steps, the second with the optimizer's state, and its ``peak``: the
     most memory that it has taken, its weights among it.
     """
+    torch.set_num_threads(threads)
     peak = Peak(device)
     side = make()
-    side.step()
-    side.step()
-    wait(device)
-    side.peak = peak.read()
+    with side.keeping():
+        side.step()
+        side.step()
+        wait(device)
+        side.peak = peak.read()
     return side
 
 
 def compare(name: str, extracts: Any, recipe: Recipe, args: Any) -> list[str]:
     """A line for each side of a model."""
-    build = partial(MODELS[name][1], SOURCES, **MODELS[name][2])
     how = recipe.device, args.repeats, args.clock
     peaks: dict[str, int] = {}
-    theirs = partial(reference_side, build, extracts, recipe, torch.get_num_threads())
-    with Aside(begun, theirs, recipe.device) as reference:
-        peaks["reference fp32"] = reference.ask(getattr, "peak")
-        work = reference.ask(operations, recipe, args.segment) * recipe.batch_size
-        turns = {"reference fp32": partial(reference.ask, turn, *how)}
-        for label, make in own_sides(name, extracts, recipe, args):
-            side = begun(make, recipe.device)
-            peaks[label] = side.peak
-            turns[label] = partial(turn_here, side, *how)
+    turns: dict[str, Callable[[], float]] = {}
+    work = 0  # of the reference's step
+    with ExitStack() as processes:
+        for label, make in sides(name, extracts, recipe, args):
+            aside = Aside(begun, make, recipe.device, torch.get_num_threads())
+            try:
+                side = processes.enter_context(aside)
+            except Exception as error:
+                error.add_note(f"This was {name}, {label}.")
+                raise
+            peaks[label] = side.ask(getattr, "peak")
+            turns[label] = partial(side.ask, turn, *how)
+            if not work:
+                work = side.ask(operations, recipe, args.segment) * recipe.batch_size
         seconds = in_turns(turns, args.rounds)
     rates = {each: matmul_rate(each, recipe.device, CLOCKS[args.clock]) for each in PRECISIONS}
     slowest, lines = seconds["reference fp32"], []
@@ -219,6 +229,20 @@ def compare(name: str, extracts: Any, recipe: Recipe, args: Any) -> list[str]:
             f"{peaks[label] / MIB:7.0f} MiB  {work / took / rate:5.1%}  {days:7.2f} days"
         )
     return lines
+
+
+def comparison(args: Any) -> Iterator[str]:
+    # A short extract is not to lose all of itself to the shift.
+    shift = min(1.0, args.segment / 11)
+    recipe = Recipe(
+        batch_size=args.batch_size, shift=shift, workers=args.workers, device=args.device
+    )
+    yield f"batches   {args.batch_size} x {args.segment} s stereo, {args.device}"
+    yield f"{'':32}{'speed':>16}   ratio  peak memory  MFU  {EPOCHS} epochs"
+    with noise_songs() as root:
+        extracts = MusdbHQ(root, segment=args.segment, shift=1)
+        for name in args.models:
+            yield from compare(name, extracts, recipe, args)
 
 
 def table(args: Any) -> Iterator[str]:
@@ -285,23 +309,8 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     with explained():
         print(describe(args.device, peer.demucs))
-        if args.table:
-            for line in table(args):
-                print(line, flush=True)
-            return
-    # A short extract is not to lose all of itself to the shift.
-    shift = min(1.0, args.segment / 11)
-    recipe = Recipe(
-        batch_size=args.batch_size, shift=shift, workers=args.workers, device=args.device
-    )
-    print(f"batches   {args.batch_size} x {args.segment} s stereo, {args.device}")
-    print(f"{'':32}{'speed':>16}   ratio  peak memory  MFU  {EPOCHS} epochs")
-    with noise_songs() as root:
-        extracts = MusdbHQ(root, segment=args.segment, shift=1)
-        for name in args.models:
-            for line in compare(name, extracts, recipe, args):
-                print(line, flush=True)
-            gc.collect()
+        for line in table(args) if args.table else comparison(args):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

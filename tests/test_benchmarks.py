@@ -4,6 +4,7 @@ import mmap
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,16 @@ import torch
 from torch import nn
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = ("memory", "metrics", "optimizer_state", "quality", "recipes", "separate", "train_step")
+SCRIPTS = (
+    "aside",
+    "memory",
+    "metrics",
+    "optimizer_state",
+    "quality",
+    "recipes",
+    "separate",
+    "train_step",
+)
 TINY: dict[str, Any] = {"channels": 4, "depth": 4, "nfft": 256, "dconv_mode": 0}
 
 
@@ -86,6 +96,26 @@ def test_a_line_for_each_side(modules: Any, models: None, extracts: Any) -> None
     assert "1.00x" in lines[0]
 
 
+def test_a_side_that_runs_out_of_memory_is_named_in_a_sentence(
+    modules: Any, models: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    class Refusing(modules.aside.Aside):
+        def __init__(self, make: Any, *args: Any) -> None:
+            super().__init__(out_of_memory)
+
+    monkeypatch.setattr(modules.train_step, "Aside", Refusing)
+    with pytest.raises(SystemExit):
+        modules.train_step.main(["--models", "HDemucs", "--segment", "1", "--device", "cpu"])
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("error: ")
+    assert "memory" in told[0]
+    assert told[1:] == ["This was HDemucs, reference fp32."]
+
+
+def out_of_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
 def test_operations_are_counted_for_forward_and_backward(modules: Any) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -134,7 +164,10 @@ def test_the_peak_of_a_side_has_its_weights(modules: Any) -> None:
         def step(self) -> None:
             self.steps += 1
 
-    side = modules.train_step.begun(Side, "cpu")
+        def keeping(self) -> Any:
+            return nullcontext()
+
+    side = modules.train_step.begun(Side, "cpu", torch.get_num_threads())
     assert side.steps == 2
     assert 0.8 * size < side.peak < 3 * size
 
@@ -233,7 +266,11 @@ def test_a_turn_counts_all_steps_but_the_first(
     modules: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    side = SimpleNamespace(step=lambda: now.__setitem__(0, 2 * now[0] + 1))
+
+    def step() -> None:
+        now[0] = 2 * now[0] + 1
+
+    side = SimpleNamespace(step=step, keeping=nullcontext)
     monkeypatch.setitem(modules.train_step.CLOCKS, "wall", lambda: now[0])
     assert modules.train_step.turn(side, "cpu", 2, "wall") == (7 - 1) / 2
 
