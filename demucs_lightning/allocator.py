@@ -39,8 +39,8 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees for what it needs next; whether that is done.
 
     Between the blocks that it keeps are holes: its peak grows, by a third or so in training
-    (benchmarks/NOTES.md), and stays there. Nothing is done where the user has chosen how memory is allocated by
-    a variable of the environment, and on systems without glibc.
+    (benchmarks/NOTES.md), and stays there. Nothing is done where the user has chosen how memory is
+    allocated by a variable of the environment, and on systems without glibc.
     """
     return _keepers.enter()
 
