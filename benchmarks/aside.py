@@ -6,6 +6,7 @@ the heap that this has left behind, and be faster than its users have it.
 
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, Self
 
@@ -21,11 +22,19 @@ class Aside:
 
     def ask(self, function: Callable[..., Any], *args: Any) -> Any:
         """``function(it, *args)``, there."""
-        return self._pool.submit(_apply, function, args).result()
+        return self._run(_apply, function, args)
+
+    def _run(self, *call: Any) -> Any:
+        try:
+            return self._pool.submit(*call).result()
+        except BrokenProcessPool as error:
+            raise OSError(
+                "The process of a side was killed: has this machine the memory?"
+            ) from error
 
     def __enter__(self) -> Self:
         try:
-            self._pool.submit(_keep, *self._make).result()
+            self._run(_keep, *self._make)
         except BaseException:
             self._pool.shutdown()
             raise

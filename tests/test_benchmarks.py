@@ -1,6 +1,8 @@
 """The benchmarks of training, at sizes that say nothing about speed."""
 
 import mmap
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -110,6 +112,18 @@ def test_a_side_that_runs_out_of_memory_is_named_in_a_sentence(
     assert told[0].startswith("error: ")
     assert "memory" in told[0]
     assert told[1:] == ["This was HDemucs, reference fp32."]
+
+
+def test_a_side_that_is_killed_is_told(modules: Any) -> None:
+    with (
+        modules.aside.Aside(dict) as side,
+        pytest.raises(OSError, match="The process of a side was killed"),
+    ):
+        side.ask(kill)
+
+
+def kill(side: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def out_of_memory() -> None:
